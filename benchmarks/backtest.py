@@ -11,6 +11,7 @@ import numpy as np
 import polars as pl
 import torch
 
+from benchmarks import ratios
 from benchmarks.data import SCALE, show_table
 from benchmarks.meter import Meter
 from forecast.artifact import Artifact
@@ -51,6 +52,9 @@ def main() -> None:
             batch = _cost(lambda: predict(artifact, panel, windows))  # noqa: B023
             once = _cost(lambda: predict(artifact, panel, windows, one_pass=True))  # noqa: B023
             rows.append((count, apart, batch, once, *_difference(artifact, panel, windows)))
+        _, apart, batch, once, *_ = rows[-1]
+        for way, cost in (("one pass", once), ("batch", batch)):
+            ratios.keep(f"backtest: {CUTOFFS[-1]} cutoffs, {way} / separate, {name}", cost / apart)
         print(f"{SERIES} series of {length:,} hours, context {context:,}, {name}, horizon {HORIZON}, LSTM of 64")
         print(f"the encoder alone over the history: {encoder:.3f} s of CPU")
         head = "cutoffs", "separate, s", "batch, s", "/ separate", "one pass, s", "/ separate", "/ encoder"

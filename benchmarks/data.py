@@ -15,6 +15,7 @@ from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
+from benchmarks import ratios
 from benchmarks.meter import ROOT, Figures, least, run
 
 SCALE = float(os.environ.get("GATECAST_BENCH_SCALE", "1"))
@@ -62,19 +63,20 @@ def table() -> None:
         )
         found = least({**ours, **peers}, ROUNDS)
 
-    def ratios(name: str, cost: Figures) -> tuple[str, ...]:
+    def beside_ours(name: str, cost: Figures) -> tuple[str, ...]:
         same = found[f"gatecast{_kind_of(name)}"]
         return f"{cost['cpu'] / same['cpu']:.2f}", f"{_grown(cost):.0f}", f"{_grown(cost) / _grown(same):.2f}"
 
     print(f"Table to panel: {rows:,} rows, {SERIES:,} series x {STEPS:,} hours, one Parquet file in the page cache")
     show_table(
         ("", "wall s", "CPU s", "/ ours", "peak RSS for data, MB", "/ ours"),
-        ((name, f"{cost['wall']:.2f}", f"{cost['cpu']:.2f}", *ratios(name, cost)) for name, cost in found.items()),
+        ((name, f"{cost['wall']:.2f}", f"{cost['cpu']:.2f}", *beside_ours(name, cost)) for name, cost in found.items()),
     )
     for kind, cpu_of_peer, cpu_of_reading in (("", 5, 3), (", gaps", 5, 6), (", messy", 5, 6)):
         cost, read = found[f"gatecast{kind}"], found[f"reading the columns{kind}"]
         rivals = [found[name]["cpu"] for name in peers if _kind_of(name) == kind]
         best = f"cheapest peer / ours {min(rivals) / cost['cpu']:.1f} (aim {cpu_of_peer}); " if rivals else ""
+        ratios.keep(f"data: table to panel / reading it{kind}", cost["cpu"] / read["cpu"])
         buffers, frame = cost["megabytes"], read["megabytes"]
         print(
             f"gatecast{kind}: {best}CPU / reading {cost['cpu'] / read['cpu']:.2f} (aim {cpu_of_reading}); peak / "
@@ -172,6 +174,7 @@ def m5() -> None:
         ROUNDS,
     )
     ours, read = found["gatecast"], found["reading"]
+    ratios.keep("data: M5 to panel / reading it", ours["cpu"] / read["cpu"])
     print(
         f"M5: {ours['rows_in']:,} rows to a panel of {ours['series_kept']:,} series, {ours['known']} known and "
         f"{ours['static']} static covariates: {ours['wall']:.1f} s, {ours['cpu']:.1f} s CPU "

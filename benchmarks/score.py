@@ -14,6 +14,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from benchmarks import ratios
 from benchmarks.data import HOURLY, SCALE, environment, show_table
 from benchmarks.meter import Figures, least, run
 
@@ -82,6 +83,9 @@ def forward() -> None:
             contenders["Parquet to Parquet, ONNX Runtime"] = partial(_scored, folder, runtime="onnx", **given)
         found = least(contenders, ROUNDS)
     bare = found["the network alone, torch"]
+    for name, cost in found.items():
+        if cost is not bare:
+            ratios.keep(f"score: {name} / network alone", cost["cpu"] / bare["cpu"])
     print(
         f"{LONG_SERIES:,} series of {LONG_STEPS:,} hours, context {LONG_CONTEXT}, horizon {LONG_HORIZON}, LSTM of 2 x "
         f"128; the encoder's kernel alone takes {bare['encoder']:.1f} s of CPU"
@@ -187,6 +191,8 @@ def state() -> None:
             found = least({name: partial(night, name) for name in ("recomputed", "carried")}, ROUNDS)
             assert found["carried"]["state"] == {"carried": STATE_SERIES, "new": 0, "recomputed": 0}, found
             rows.append((context, first, found["recomputed"], found["carried"]))
+            ratio = found["carried"]["cpu"] / found["recomputed"]["cpu"]
+            ratios.keep(f"score: a night with its state / without, context {context}", ratio)
             shutil.rmtree(f"{folder}/first")
     print(
         f"{NEW_STEPS} new hours of {STATE_SERIES:,} series of {STATE_STEPS:,}, two layers of 128 that take in an hour "

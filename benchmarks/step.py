@@ -7,6 +7,7 @@ import polars as pl
 import torch
 from torch import nn
 
+from benchmarks import ratios
 from forecast.config import DataConfig, ModelConfig
 from forecast.data.ingest.load import load_panel
 from forecast.data.panel import Panel
@@ -26,6 +27,7 @@ def main() -> None:
     panel = hourly_panel()
     for segment in (1, 24):
         spent = costs(panel, segment)
+        ratios.keep(f"training step / bare LSTM, {segment} hours a step", spent["step"] / spent["bare"])
         print(
             f"segment {segment}: step {spent['step']:.0f} ms CPU ({spent['forecasts']:.0f} forecasts), "
             f"bare LSTM {spent['bare']:.0f} ms, ratio {spent['step'] / spent['bare']:.2f}; "
