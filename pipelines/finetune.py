@@ -89,13 +89,14 @@ def _log_result(run: "Run", result: "FinetuneResult", loaded: "Loaded") -> None:
     """Log the decisions, and example forecasts with their history."""
     import numpy as np
 
+    from forecast.data.panel import is_among
     from forecast.names import SERIES_ID
     from forecast.reports import diagnostic_figures, figures
 
     run.table(result.decisions, "decisions.parquet")
     run.table(result.shown, "forecasts.parquet")
     run.figure(diagnostic_figures.uplift_histogram(result.decisions), "plots/uplift.png")
-    rows = np.flatnonzero(np.isin(loaded.panel.series_id, result.shown[SERIES_ID].unique().to_list()))
+    rows = np.flatnonzero(is_among(loaded.panel.series_id, result.shown[SERIES_ID]))
     history = loaded.panel.frame(rows, result.artifact.classes)
     run.figure(figures.best_and_worst(history, result.shown, result.decisions), "plots/best_and_worst.png")
 

@@ -239,10 +239,10 @@ def _history(loaded: "Loaded", evaluation: "MonitorResult") -> "pl.DataFrame":
     import numpy as np
     import polars as pl
 
-    from forecast.data.panel import as_names
+    from forecast.data.panel import is_among
     from forecast.names import SERIES_ID, TIMESTAMP
 
     panel = loaded.panel
-    rows = np.flatnonzero(np.isin(panel.series_id, as_names(evaluation.shown[SERIES_ID].unique())))
+    rows = np.flatnonzero(is_among(panel.series_id, evaluation.shown[SERIES_ID]))
     first = panel.grid.timestamps(np.array([evaluation.span.first]))[0]
     return panel.frame(rows).filter(pl.col(TIMESTAMP) >= first)

@@ -296,6 +296,12 @@ def as_names(values: Iterable[str]) -> Names:
     return np.array(list(values), dtype=np.object_)
 
 
+def is_among(names: Iterable[str], others: Iterable[str]) -> npt.NDArray[np.bool_]:
+    """Return whether each name is among others, [n]. `np.isin` and the like compare every pair of Python objects."""
+    chosen = set(others)
+    return np.array([name in chosen for name in names], dtype=np.bool_)
+
+
 def _name_hasher(name: str) -> "hashlib.blake2b":
     """Return a hasher that starts with the name of a series.
 

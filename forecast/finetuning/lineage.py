@@ -4,11 +4,13 @@ import copy
 from collections.abc import Sequence
 from dataclasses import replace
 
+import numpy as np
 import polars as pl
 import torch
 from torch import Tensor
 
 from forecast.artifact import Artifact
+from forecast.data.panel import is_among
 from forecast.errors import ConfigError, listing
 from forecast.models.adapters import stacked
 from forecast.models.adapters.bank import HEAD, AdapterBank
@@ -35,7 +37,7 @@ def drop_changes(artifact: Artifact, series: Sequence[str], *, key: str) -> Arti
 
 def _drop_changes(artifact: Artifact, series: Sequence[str], key: str, digest: str) -> Artifact:
     bank = _bank_with(artifact, series, key)
-    rows = [row for row, name in enumerate(bank.series_id) if name not in set(series)]
+    rows = np.flatnonzero(~is_among(bank.series_id, series)).tolist()
     remaining = bank.some(rows, bank.seen)
     return artifact.with_bank(remaining, trained_until=artifact.trained_until, parent_digest=digest)
 

@@ -6,7 +6,7 @@ import polars as pl
 
 from forecast.artifact import Artifact
 from forecast.config import FinetuneSettings
-from forecast.data.panel import Panel, as_names
+from forecast.data.panel import Panel, is_among
 from forecast.errors import ConfigError, listing
 from forecast.segments import static_frame
 
@@ -24,7 +24,7 @@ def select_series(artifact: Artifact, panel: Panel, settings: FinetuneSettings) 
                 f"finetune.series: {len(unknown):,} of {len(set(settings.series)):,} are not in the table: "
                 f"{listing(unknown)}; its {panel.n_series:,} series are {listing(ids)}"
             )
-        selection &= np.isin(panel.series_id, as_names(settings.series))
+        selection &= is_among(ids, settings.series)
     if settings.where is not None:
         selection &= _where(static_frame(artifact, panel), settings.where)
     if not selection.any():

@@ -10,6 +10,7 @@ import polars as pl
 import polars.selectors as cs
 from scipy import sparse
 
+from forecast.data.panel import is_among
 from forecast.data.sources.frames import column as literal
 from forecast.errors import ConfigError, DataError, listing
 from forecast.names import SERIES_ID, TARGET, TIMESTAMP, quantile_column
@@ -161,7 +162,7 @@ def _ended_mask(
     """Return a mask of the times at which each series has ended, [L, time]."""
     observed = ~np.isnan(values)
     n_later = np.where(observed.any(1), observed[:, ::-1].argmax(1), observed.shape[1])
-    is_ended = np.isin(np.array(hierarchy.series, dtype=object), list(ended))
+    is_ended = is_among(hierarchy.series, ended)
     if max_age is not None:
         is_ended |= n_later > max_age
     is_after: npt.NDArray[np.bool_] = np.arange(observed.shape[1]) >= (observed.shape[1] - n_later)[:, None]

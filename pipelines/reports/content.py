@@ -45,13 +45,14 @@ def loss_history(forecasts: "pl.DataFrame", artifact: "Artifact | None", loaded:
     import numpy as np
     import polars as pl
 
+    from forecast.data.panel import is_among
     from forecast.names import CUTOFF, SERIES_ID, TARGET, TIMESTAMP
     from forecast.reports.report import context
 
     if loaded is not None and artifact is not None and forecasts.height:
         first = loaded.panel.grid.floor(forecasts[CUTOFF].min()) - context(forecasts)  # type: ignore[arg-type]
         near = loaded.panel.between(first, loaded.panel.last_index)
-        rows = np.flatnonzero(np.isin(near.series_id, forecasts[SERIES_ID].unique().to_list()))
+        rows = np.flatnonzero(is_among(near.series_id, forecasts[SERIES_ID]))
         return near.frame(rows, artifact.classes)
     if TARGET in forecasts.columns:
         return forecasts.select(SERIES_ID, TIMESTAMP, TARGET).unique([SERIES_ID, TIMESTAMP])

@@ -8,7 +8,7 @@ import polars as pl
 from forecast.config import DataConfig
 from forecast.data.ingest.regularise import ranges
 from forecast.data.ingest.rows import BoolArray
-from forecast.data.panel import Panel
+from forecast.data.panel import Panel, is_among
 from forecast.errors import DataError, listing
 from forecast.names import SERIES_ID
 
@@ -17,7 +17,7 @@ def series_missing_known(panel: Panel, data: DataConfig, *, cutoff: int, horizon
     """Return a mask of series that miss a known covariate in the `horizon` steps after grid index `cutoff`, [S]."""
     counts = missing_known(panel, data, horizon=horizon, cutoff=cutoff)
     names = counts.filter(counts["missing_horizon"] > 0)[SERIES_ID].unique()
-    return np.isin(panel.series_id, names.to_numpy().astype(panel.series_id.dtype))
+    return is_among(panel.series_id, names)
 
 
 def check_known(panel: Panel, data: DataConfig, *, cutoff: int, horizon: int) -> None:

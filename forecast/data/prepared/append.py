@@ -19,7 +19,7 @@ from forecast.data.ingest.load import as_long, find_categories, load_part, with_
 from forecast.data.ingest.loaded import Loaded, with_unread
 from forecast.data.ingest.rejects import NO_TARGET, Counts, check_rejects
 from forecast.data.ingest.timestamps import ResolvedTime
-from forecast.data.panel import IntArray, Panel, as_names
+from forecast.data.panel import IntArray, Panel, as_names, is_among
 from forecast.data.prepared.merge import merge_panels
 from forecast.data.prepared.open import open_prepared
 from forecast.data.prepared.parts import PARTS, clear_leftovers, resolve_panel_time, series_of
@@ -86,7 +86,7 @@ def append(
             joint = _with_rejects(old, new, revised_targets if revisions == "refuse" else revised_targets.clear())
         appended = [*earlier, key][-_MAX_KEYS:]
         _write_merged(folder, joint, new, keep=revisions == "refuse", appended=appended)
-        added = len(np.setdiff1d(new.panel.series_id, old.panel.series_id))
+        added = int((~is_among(new.panel.series_id, old.panel.series_id)).sum())
         loaded = open_prepared(folder, old.data, old.panel.horizon)
         return Appended(loaded, False, n_filled, added, revised_targets)
 

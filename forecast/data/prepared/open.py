@@ -16,7 +16,7 @@ from forecast.data.ingest.extent import common_end, observed_steps
 from forecast.data.ingest.load import warn_extent
 from forecast.data.ingest.loaded import Loaded, recode, used_categories
 from forecast.data.ingest.rejects import LATE, NO_TARGET, check_rejects
-from forecast.data.panel import Panel, concatenated
+from forecast.data.panel import Panel, concatenated, is_among
 from forecast.data.prepared.remote import open_remote_panel
 from forecast.data.prepared.storage import open_panel
 from forecast.errors import ConfigError, DataError
@@ -114,7 +114,7 @@ def _truncate_until(loaded: Loaded, last: int) -> Loaded:
     panel, n_hidden = _truncate(loaded.panel, last)
     if not panel.n_series:
         raise DataError(f"no series has begun by data.until={loaded.data.until}")
-    names = np.setdiff1d(loaded.panel.series_id, panel.series_id).tolist()
+    names = loaded.panel.series_id[~is_among(loaded.panel.series_id, panel.series_id)].tolist()
     new_rejects = pl.DataFrame(
         {SERIES_ID: names, REASON: [NO_TARGET] * len(names)}, schema={SERIES_ID: pl.String, REASON: pl.String}
     )
@@ -142,7 +142,7 @@ def _reject_late_steps(loaded: Loaded) -> Loaded:
     late = later_panel.frame().filter(pl.Series(reported(later_panel)))
     late = late.filter(panel.grid.index(late[TIMESTAMP]) > end)
     shorter, n_late = _truncate(panel, end)
-    names = np.setdiff1d(panel.series_id, shorter.series_id).tolist()
+    names = panel.series_id[~is_among(panel.series_id, shorter.series_id)].tolist()
     rows = late.select(SERIES_ID, TIMESTAMP, pl.lit(LATE).alias(REASON), pl.col(TARGET).cast(pl.Float64).alias(VALUE))
     new_rejects = pl.DataFrame(
         {SERIES_ID: names, REASON: [NO_TARGET] * len(names)}, schema_overrides={SERIES_ID: pl.String}

@@ -16,7 +16,7 @@ import forecast as fc
 from forecast.config import DataConfig, ScoreOutput, ScoreSettings, SourceConfig
 from forecast.data.ingest.load import load_panel
 from forecast.data.ingest.loaded import Loaded
-from forecast.data.panel import Panel, as_names, concatenated
+from forecast.data.panel import Panel, as_names, concatenated, is_among
 from forecast.data.prepared.append import append
 from forecast.data.prepared.open import open_prepared
 from forecast.data.prepared.prepare import prepare
@@ -160,3 +160,10 @@ def test_forecasts_banks_and_tables_have_a_row_for_each_name(tmp_path: Path, row
     )
     stored = pl.concat(open_sink(settings).forecasts(written.content)).collect().sort("series_id", "step")
     assert stored["series_id"].to_list() == frame["series_id"].to_list()
+
+
+def test_names_are_looked_up_among_others() -> None:
+    names = as_names(["a", "b\0", "b", "c"])
+    assert is_among(names, ["c", "b", "d"]).tolist() == [False, False, True, True]
+    assert is_among(names, []).tolist() == [False] * 4
+    assert is_among([], names).tolist() == []
