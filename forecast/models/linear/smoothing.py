@@ -4,39 +4,14 @@ A filter with fixed parameters needs no optimiser: the bank holds a grid of them
 well they forecast its own past, and how well they forecast the panel.
 """
 
-import itertools
 from typing import NamedTuple
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from forecast.models.linear.filter_bank import FILTERS, MOTION_OF, MOTIONS, run
 
-class Filter(NamedTuple):
-    """Parameters of exponential smoothing in its error correction form (Gardner 2006), and a drift beside it.
-
-    With the error e of a step: level_t = level_t-1 + damping * trend_t-1 + level * e, and trend_t = damping * trend_t-1
-    + level * trend * e.
-    """
-
-    level: float
-    trend: float = 0.0
-    damping: float = 1.0
-    drift: float = 0.0
-    """Share of the slope of a regression on time that is added per step: a half gives the theta method (Assimakopoulos
-    & Nikolopoulos 2000; Hyndman & Billah 2003)."""
-
-
-_LEVELS = (0.08, 0.2, 0.4, 0.7, 1.0)
-FILTERS = tuple(
-    itertools.chain.from_iterable(
-        (
-            *(Filter(level, drift=drift) for drift in (0.0, 0.5, 1.0)),
-            *(Filter(level, trend, damping) for trend in (0.1, 0.4) for damping in (0.9, 1.0)),
-        )
-        for level in _LEVELS
-    )
-)
 # What a season counts less than the one after it, where seasons are averaged: a bank of filters for each.
 DECAYS = (1.0, 0.8, 0.5)
 
@@ -253,38 +228,14 @@ def _filter(
     mean, rise = _regression(values, first[:, None], time)
     begun = time - seen.argmax(1, keepdim=True)
     middle = (begun * first).sum(1, keepdim=True) / first.sum(1, keepdim=True).clamp(min=1)
-    trending = values.new_tensor([each.trend > 0 for each in FILTERS])
+    trending = values.new_tensor([each.trend > 0 for each in MOTIONS])
     level = mean[..., None] - rise[..., None] * (middle[..., None] + 1) * trending
     trend = rise[..., None] * trending
     late = seen * (number > (_SKIPPED * number[:, -1:]).clamp(min=2))
-    level, trend, total = run(values, seen, level, trend, late)
+    level, trend, total = (part[..., MOTION_OF] for part in run(values, seen, level, trend, late))
     count = late.sum(1)
     _, slope = _regression(values, seen[:, None], time)
     return level, trend, slope, total / count.clamp(min=1)[:, None, None], count
-
-
-def run(
-    values: Float[Tensor, "window pattern context"],
-    seen: Float[Tensor, "window context"],
-    level: Float[Tensor, "window pattern filter"],
-    trend: Float[Tensor, "window pattern filter"],
-    counted: Float[Tensor, "window context"],
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Return level and trend after running all filters from where they begin, and the sum of absolute errors.
-
-    Steps that are not `seen` change the level by the damped trend alone; errors are of the steps that are `counted`.
-    """
-    gain, trend_gain, damping = (values.new_tensor([each[part] for each in FILTERS]) for part in range(3))
-    total = torch.zeros_like(level)
-    begun = seen.cumsum(1) > 0
-    masks = (part[:, None, None].unbind(3) for part in (seen, counted, begun))
-    for value, there, counts, on in zip(values[..., None].unbind(2), *masks, strict=True):
-        forecast = level + damping * trend
-        error = (value - forecast) * there
-        total = total + error.abs() * counts
-        level = torch.where(on, forecast + gain * error, level)
-        trend = torch.where(on, damping * trend + gain * trend_gain * error, trend)
-    return level, trend, total
 
 
 def _regression(

@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from forecast.models.linear.smoothing import Filter
+from forecast.models.linear.filter_bank import Filter
 from forecast.models.universal.history import SEASONS, History, lagged, trailing
 
 FILTERS = (

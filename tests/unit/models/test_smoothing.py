@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from forecast.models.linear import smoothing
-from forecast.models.linear.smoothing import FILTERS, Filter
+from forecast.models.linear import filter_bank, smoothing
+from forecast.models.linear.filter_bank import FILTERS, MOTIONS, Filter
 
 HORIZON = 8
 
@@ -40,27 +40,40 @@ def holt(values: np.ndarray, level: float, trend: float, parameters: Filter) -> 
 
 def test_each_filter_is_damped_trend_smoothing_from_where_it_begins() -> None:
     values = windows(3)
-    level, trend = np.linspace(1, 2, 3 * len(FILTERS)).reshape(3, -1), np.full((3, len(FILTERS)), 0.3)
-    trend *= [each.trend > 0 for each in FILTERS]
+    level, trend = np.linspace(1, 2, 3 * len(MOTIONS)).reshape(3, -1), np.full((3, len(MOTIONS)), 0.3)
+    trend *= [each.trend > 0 for each in MOTIONS]
     given = torch.from_numpy(values)
     ones = torch.ones_like(given)
-    ends = smoothing.run(given[:, None], ones, torch.from_numpy(level[:, None]), torch.from_numpy(trend[:, None]), ones)
+    ends = filter_bank.run(
+        given[:, None], ones, torch.from_numpy(level[:, None]), torch.from_numpy(trend[:, None]), ones
+    )
     for row in range(3):
-        for number, each in enumerate(FILTERS):
+        for number, each in enumerate(MOTIONS):
             expected = holt(values[row], level[row, number], trend[row, number], each)
             ahead = np.cumsum(each.damping ** np.arange(1, HORIZON + 1))
             made = float(ends[0][row, 0, number]) + float(ends[1][row, 0, number]) * ahead
             np.testing.assert_allclose(made, expected, rtol=1e-10)
 
 
+def test_gaps_of_some_windows_leave_the_errors_of_others() -> None:
+    values, rng = torch.from_numpy(windows(2000, context=20)).float(), np.random.default_rng(0)
+    seen = torch.from_numpy(rng.random((2000, 20)) > 0.3 * (np.arange(2000) % 3)[:, None]).float()
+    level, trend = torch.ones(2000, 1, len(MOTIONS)), torch.tensor([0.1 * (each.trend > 0) for each in MOTIONS])
+    together = (values * seen)[:, None], seen, level, trend.expand_as(level), seen * (torch.arange(20) > 5)
+    found = filter_bank.run(*together)
+    for row in range(0, 2000, 211):
+        alone = filter_bank.run(*(part[row : row + 1] for part in together))
+        assert all(torch.equal(part[row : row + 1], each) for part, each in zip(found, alone, strict=True))
+
+
 def test_simple_smoothing_and_theta_are_those_of_statsforecast() -> None:
     models = pytest.importorskip("statsforecast.models")
     values = windows(1, context=60, season=1)[0]
     given = torch.from_numpy(values)[None]
-    first = torch.full((1, 1, len(FILTERS)), values[0], dtype=torch.float64)
+    first = torch.full((1, 1, len(MOTIONS)), values[0], dtype=torch.float64)
     seen = torch.ones(1, 60, dtype=torch.float64)
-    level, _, _ = smoothing.run(given[:, None], seen, first, torch.zeros_like(first), seen)
-    for number, each in enumerate(FILTERS):
+    level, _, _ = filter_bank.run(given[:, None], seen, first, torch.zeros_like(first), seen)
+    for number, each in enumerate(MOTIONS):
         if not each.trend and not each.drift and each.level < 1:
             expected = models.SimpleExponentialSmoothing(alpha=each.level).forecast(values, h=1)["mean"][0]
             assert float(level[0, 0, number]) == pytest.approx(expected, rel=1e-6)
