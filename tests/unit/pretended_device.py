@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves, tree_map_only
 
 DEVICE = "lazy"
 """A device that torch knows by name, and that needs no library before a tensor is moved there."""
@@ -69,10 +68,13 @@ class _Factories(TorchDispatchMode):
     def __torch_dispatch__(
         self, func: Any, types: Iterable[type], args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        with self:
-            # In inference mode, operations that consist of others come undivided.
-            result = func.decompose(*args, **(kwargs or {}))
-        return _run(func, args, kwargs or {}) if result is NotImplemented else result
+        kwargs = kwargs or {}
+        if torch.is_inference_mode_enabled():  # There, operations that consist of others come undivided.
+            with self:
+                result = func.decompose(*args, **kwargs)
+            if result is not NotImplemented:
+                return result
+        return _run(func, args, kwargs)
 
 
 @contextmanager
@@ -92,27 +94,36 @@ def pretended_device() -> Iterator[str]:
 def _run(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """Return the result of an operation on the host, on the pretended device where it belongs there."""
     name = str(func).rsplit(".", 1)[0]
-    tensors = [value for value in tree_leaves((args, kwargs)) if isinstance(value, torch.Tensor)]
+    tensors: list[torch.Tensor] = []
+    local = [_local(value, tensors) for value in args]
+    local_kwargs = {key: _local(value, tensors) for key, value in kwargs.items()}
     wrappers = {id(value.values): value for value in tensors if isinstance(value, RemoteTensor)}
     device = kwargs.get("device")
     if device is not None:
-        to_remote, kwargs = torch.device(device).type == DEVICE, {**kwargs, "device": torch.device("cpu")}
+        to_remote, local_kwargs["device"] = torch.device(device).type == DEVICE, torch.device("cpu")
     elif name == "aten.copy_":
         to_remote = isinstance(args[0], RemoteTensor)
     else:
         to_remote = bool(wrappers) and name not in _TO_HOST
     if wrappers and name not in _COPIES:
         _check(name, func, args, tensors)
-    args, kwargs = tree_map_only(RemoteTensor, lambda value: value.values, (args, kwargs))
-    result = func(*args, **kwargs)
-    # What an operation has changed in place stays the tensor that it was.
-    return (
-        tree_map_only(
-            torch.Tensor, lambda value: wrappers[id(value)] if id(value) in wrappers else RemoteTensor(value), result
-        )
-        if to_remote
-        else result
-    )
+    result = func(*local, **local_kwargs)
+    return _remote(result, wrappers) if to_remote else result
+
+
+def _local(value: Any, tensors: list[torch.Tensor]) -> Any:
+    """Return an argument with tensors of the host; `tensors` collects those that it holds."""
+    if isinstance(value, torch.Tensor):
+        tensors.append(value)
+        return value.values if isinstance(value, RemoteTensor) else value
+    return [_local(item, tensors) for item in value] if isinstance(value, list | tuple) else value
+
+
+def _remote(result: Any, wrappers: dict[int, RemoteTensor]) -> Any:
+    """Return a result on the pretended device; what an operation has changed in place stays the tensor that it was."""
+    if isinstance(result, torch.Tensor):
+        return wrappers[id(result)] if id(result) in wrappers else RemoteTensor(result)
+    return type(result)(_remote(item, wrappers) for item in result) if isinstance(result, list | tuple) else result
 
 
 def _check(name: str, func: Any, args: tuple[Any, ...], tensors: list[torch.Tensor]) -> None:
