@@ -118,18 +118,21 @@ def _log_forecasts(run: "Run", loaded: "Loaded", artifact: "Artifact") -> "tuple
     import numpy as np
 
     from forecast.data.ingest.loaded import recode
+    from forecast.data.panel import is_among
     from forecast.prediction.from_table import forecast
     from forecast.reports import figures
     from pipelines.jobs.run_logging import pick
     from pipelines.reports import content
 
-    sample = pick(loaded.panel.series_id.tolist())
-    rows = np.searchsorted(loaded.panel.series_id, sample)
-    # The last targets used by validation.
+    # The last targets used by validation, of the series in the page and the figure. One of them reaches the cutoff.
     recoded_panel = recode(loaded, artifact.categories)
-    cutoff = artifact.trained_until - artifact.horizon
-    forecasts = forecast(artifact, recoded_panel.panel, cutoff=cutoff, max_age=None)
-    history = recoded_panel.panel.frame(rows, artifact.classes)
+    panel, cutoff = recoded_panel.panel, artifact.trained_until - artifact.horizon
+    ids = panel.series_id.tolist()
+    sample, latest = pick(ids), ids[int((panel.start + panel.lengths).argmax())]
+    logged = {*pick(ids, max(1, content.LOGGED // artifact.horizon)), *sample, latest}
+    part = panel.take(np.flatnonzero(is_among(ids, logged)))
+    forecasts = forecast(artifact, part, cutoff=cutoff, max_age=None)
+    history = part.frame(np.flatnonzero(is_among(part.series_id, sample)), artifact.classes)
     sampled = content.sample_rows(forecasts.frame.lazy())[0]
     run.table(sampled, "forecasts.parquet")
     run.figure(figures.sample_forecasts(history, forecasts.frame, sample), "plots/sample_forecasts.png")
