@@ -50,11 +50,12 @@ def only_deterministic(wanted: bool) -> Iterator[None]:
 
     A running sum on a GPU is not refused, as torch would: only those of a single row differ from run to run.
     """
+    if not wanted:  # The call below imports torch's compiler, which takes more than a second.
+        yield
+        return
     before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
-    if wanted:
-        # cuBLAS reads it when it is first used.
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-        torch.use_deterministic_algorithms(True, warn_only=True)
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS reads it when it is first used.
+    torch.use_deterministic_algorithms(True, warn_only=True)
     try:
         yield
     finally:
