@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
+from forecast.data.digests import digest_of, hash_series
 from forecast.data.time.grid import Grid
 from forecast.names import SERIES_ID, TARGET, TIMESTAMP
 
@@ -262,33 +263,7 @@ class Panel:
     @cached_property
     def series_digests(self) -> npt.NDArray[np.uint8]:
         """A hash of the content of each series, [S, 16]."""
-        digests = []
-        offsets, starts = self.offsets.tolist(), self.start.tobytes()
-        target = np.asarray(self.target)  # A slice of an array costs less than one of a memory-mapped file.
-        # Covariates and the like by step, then by step with the horizon, in the order in which they are hashed.
-        past, known, available, weight = (
-            np.asarray(values) if len(values) else None
-            for values in (self.past, self.known, self.available, self.weight)
-        )
-        static = [values for values in (self.static_categories, self.static_numbers) if values.shape[1]]
-        for number, series_id in enumerate(self.series_id.tolist()):
-            begin, end = offsets[number : number + 2]
-            horizon = slice(begin + number * self.horizon, end + (number + 1) * self.horizon)
-            hasher = _name_hasher(series_id)
-            hasher.update(starts[8 * number : 8 * number + 8])
-            hasher.update(target[begin:end].data)
-            if past is not None:
-                hasher.update(past[:, begin:end].tobytes())
-            if known is not None:
-                hasher.update(known[:, horizon].tobytes())
-            for values in static:
-                hasher.update(values[number].tobytes())
-            if available is not None:
-                hasher.update(available[:, horizon].tobytes())
-            if weight is not None:
-                hasher.update(weight[:, begin:end].tobytes())
-            digests.append(hasher.digest())
-        return np.frombuffer(b"".join(digests), np.uint8).reshape(-1, 16)
+        return hash_series(self)
 
 
 def as_names(values: Iterable[str]) -> Names:
@@ -296,21 +271,10 @@ def as_names(values: Iterable[str]) -> Names:
     return np.array(list(values), dtype=np.object_)
 
 
-def is_among(names: Iterable[str], others: Iterable[str]) -> npt.NDArray[np.bool_]:
-    """Return whether each name is among others, [n]. `np.isin` and the like compare every pair of Python objects."""
-    chosen = set(others)
-    return np.array([name in chosen for name in names], dtype=np.bool_)
-
-
-def _name_hasher(name: str) -> "hashlib.blake2b":
-    """Return a hasher that starts with the name of a series.
-
-    A NUL could be part of the number that follows: a name with a NUL is hashed with its length first.
-    """
-    content = name.encode()
-    if b"\0" not in content:
-        return hashlib.blake2b(content, digest_size=16)
-    return hashlib.blake2b(len(content).to_bytes(8, "little") + content, digest_size=16, person=b"NUL")
+def is_among(names: Iterable[str], chosen: Iterable[str]) -> npt.NDArray[np.bool_]:
+    """Return whether each name is one of those chosen, [n]. `np.isin` and the like compare every pair of objects."""
+    members = set(chosen)
+    return np.array([name in members for name in names], dtype=np.bool_)
 
 
 def _entries(begin: IntArray, lengths: IntArray) -> IntArray:
@@ -339,8 +303,3 @@ def concatenated(panels: Sequence[Panel]) -> Panel:
         available=np.concatenate([panel.available for panel in panels], axis=1),
         weight=np.concatenate([panel.weight for panel in panels], axis=1),
     )
-
-
-def digest_of(grid: Grid, series_digests: npt.NDArray[np.uint8]) -> str:
-    """Return the digest of a panel from its grid and those of its series."""
-    return hashlib.sha256(str(grid).encode() + series_digests.tobytes()).hexdigest()

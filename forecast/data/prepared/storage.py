@@ -15,10 +15,11 @@ import numpy.typing as npt
 import polars as pl
 
 from forecast.config import DataConfig, SourceConfig
+from forecast.data.digests import digest_of
 from forecast.data.files import write_text_atomic
 from forecast.data.ingest.loaded import Loaded
 from forecast.data.ingest.rejects import Counts, check_rejects
-from forecast.data.panel import Names, Panel, as_names, digest_of
+from forecast.data.panel import Names, Panel, as_names
 from forecast.data.prepared.integrity import check_structure, checksums, damaged_files, is_whole, sealed
 from forecast.data.sources.frames import UNREADABLE
 from forecast.data.sources.open import PREPARED
