@@ -30,6 +30,20 @@ def prepare() -> None:
     libc.mallopt(_M_TOP_PAD, 64 << 20)
 
 
+@contextmanager
+def flushed_denormals() -> Iterator[None]:
+    """Let this thread take numbers below 1.2e-38 for 0, where the processor can.
+
+    Arithmetic with them takes a hundred times as long. Those of a saturated recurrent cell add nothing to its output.
+    """
+    before = bool(torch.tensor(1e-39) * 1.0 == 0)
+    torch.set_flush_denormal(True)
+    try:
+        yield
+    finally:
+        torch.set_flush_denormal(before)
+
+
 def quieten_lightning() -> None:
     """Silence Lightning's advice."""
     for name in ("lightning.pytorch", "pytorch_lightning", "lightning.fabric", "lightning_fabric"):

@@ -8,6 +8,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
+from forecast.models.runtime.torch_setup import flushed_denormals
 from forecast.models.universal.candidates import NAMES, candidates, lookup, past_errors
 from forecast.models.universal.filters import smooth
 from forecast.models.universal.gate import SHARPNESS, Evidence, evidence
@@ -109,7 +110,8 @@ class UniversalNetwork(nn.Module):
             paths = candidates(past, smoothed, origins, ahead)
             known = evidence(past, past_errors(past, smoothed, origins), origins, ahead)
             inputs, extra = self._inputs(past)
-        states, _ = self.cell(self.read(inputs))
+        with flushed_denormals():  # Gates of this cell close so far that they would take most of its time.
+            states, _ = self.cell(self.read(inputs))
         number = (origins + 1) // PATCH - 1
         state = self.state(torch.cat([states[:, number], extra[:, number]], -1))
         location, scale = past.level[:, origins, None], past.scale[:, origins, None]

@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from forecast.errors import ConfigError, DataError
+from forecast.models.runtime.torch_setup import flushed_denormals
 from forecast.models.universal import filters, history
 from forecast.models.universal.forecasting import MAX_HORIZON, forecast_series
 from forecast.models.universal.history import Window
@@ -76,6 +77,23 @@ def test_a_series_has_the_same_forecast_alone_and_among_others(network: Universa
     for row in (0, 3, 5, 7, 70):
         alone = forecast_series(network, [panel[row]], [seasons[row]], [seconds[row]], 10)
         np.testing.assert_array_equal(alone[0], together[row])
+
+
+@pytest.mark.parametrize("flushes", [False, True])
+def test_a_forecast_leaves_small_numbers_as_its_thread_had_them(network: UniversalNetwork, flushes: bool) -> None:
+    def is_flushed() -> bool:
+        return bool(torch.tensor(1e-39) * 1.0 == 0)
+
+    before = is_flushed()  # Some libraries switch it on.
+    torch.set_flush_denormal(flushes)
+    try:
+        forecast_series(network, [series(20)], [12], [0], 3)
+        assert is_flushed() == flushes
+        with flushed_denormals():
+            assert is_flushed()
+        assert is_flushed() == flushes
+    finally:
+        torch.set_flush_denormal(before)
 
 
 @pytest.mark.parametrize("length", [1, 2, 3, 8, 20, 700])
