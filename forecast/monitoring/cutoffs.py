@@ -191,10 +191,11 @@ def observed_parts(
     horizon, columns = cutoff.horizon, [quantile_column(level) for level in levels]
     steps = cutoff.position + np.arange(1, horizon + 1)
     inside, due = steps >= span.first, steps <= span.last
+    names = pl.Series(panel.series_id.tolist(), dtype=pl.String)
     for frame in forecasts.rows(cutoff.content):
         _check_steps(frame, cutoff, panel, forecasts.path)
         ids = frame[SERIES_ID].gather_every(horizon)
-        series = pl.Series(panel.series_id.tolist(), dtype=pl.String).search_sorted(ids).to_numpy()
+        series = names.search_sorted(ids).to_numpy()
         series = np.minimum(series, panel.n_series - 1)
         in_panel = panel.series_id[series] == ids.to_numpy()
         outcomes.unknown_series.update(ids.filter(pl.Series(~in_panel)).to_list())
