@@ -209,7 +209,10 @@ def score(model: str, panel: str, folder: str, state: str | None = None, before:
 
 
 def large_model(folder: str, context: int, horizon: int, segment: int = 1) -> Figures:
-    """Write a model of two layers of 128, which takes in so many hours at a time: what it has learnt costs nothing."""
+    """Write a model of two layers of 128 that reads so many hours at a time, without the pretrained network.
+
+    What it has learnt costs nothing.
+    """
     model = ModelConfig(hidden_size=128, num_layers=2, segment_length=segment, init=None)
     _write_model(folder, 20, context + 1_000, context, horizon, model, steps=0)
     return {}

@@ -56,6 +56,8 @@ class Predictions(NamedTuple):
 
     def select(self, mask: npt.NDArray[np.bool_]) -> Self:
         """Return the forecasts of the windows in `mask`, [n]."""
+        if mask.all():
+            return self
         index = np.flatnonzero(mask)
         return type(self)(self.windows[index], self.values[mask], self.mean[mask], self.source[mask])
 

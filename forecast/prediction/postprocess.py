@@ -1,6 +1,6 @@
 """Conversion of the network's output to quantiles, samples and means in units of the target."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -72,8 +72,8 @@ def postprocess(
     """Return forecasts in the units of the target: of the shared network, and with changes and calibration per series.
 
     [row, horizon, column] both, a row for each window and origin (`Output.by_origin`): quantiles or probabilities,
-    samples, and points whose average is the mean (`mean_of`). Gradients pass through where they pass through the head's
-    quantiles.
+    samples, and points whose average is the mean (`mean_of`). Both are one tensor where no series has changes.
+    Gradients pass through where they pass through the head's quantiles.
     """
     head, unit, n_columns = artifact.network.head, artifact.network.shape.unit, spec.n_columns(artifact)
     batch, origins, output, positions, _ = windows
@@ -85,18 +85,28 @@ def postprocess(
         tuned_columns = _columns_with_changes(artifact.bank, artifact.network, windows, columns, bank_row, spec)
         tuned = in_data_units(tuned_columns, output.frame, positions, unit, level)
         tuned = torch.where((bank_row >= 0)[:, None, None], tuned, base)
-    base, tuned = (_within_support(values, n_columns + spec.n_samples, head) for values in (base, tuned))
+    base, tuned = _change_both(lambda values: _within_support(values, n_columns + spec.n_samples, head), base, tuned)
     if artifact.calibration:
         quantiles, remaining = tuned.tensor_split([n_columns], dim=-1)
         quantiles = artifact.calibration.applied(quantiles, rows.calibration, spec.levels, whole=head.counts)
         tuned = torch.cat([head.within_support(quantiles), remaining], dim=-1)
     if spec.n_samples and isinstance(output.head, QuantileHead):
         levels = torch.tensor(midpoints(spec.n_samples), dtype=torch.float64, device=base.device)
-        base, tuned = (
-            torch.cat([values, _sample_quantiles(output.head, values, levels, unit)], dim=-1)
-            for values in (base, tuned)
+        quantile_head = output.head
+        base, tuned = _change_both(
+            lambda values: torch.cat([values, _sample_quantiles(quantile_head, values, levels, unit)], dim=-1),
+            base,
+            tuned,
         )
     return base, tuned
+
+
+def _change_both(
+    change: Callable[[torch.Tensor], torch.Tensor], base: torch.Tensor, tuned: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return both after a change, which is made once if they are one tensor."""
+    changed = change(base)
+    return changed, changed if tuned is base else change(tuned)
 
 
 def _sample_quantiles(head: QuantileHead, quantiles: torch.Tensor, levels: torch.Tensor, unit: float) -> torch.Tensor:

@@ -114,7 +114,8 @@ def _predict_batches(
         positions = data.horizon_positions(series, cutoff, network.shape.horizon)
         rows = SeriesRows(*(values[series.cpu()] for values in all_rows))
         windows = OriginBatch(batch, origins, output, positions, states)
-        (base, base_mean), (tuned, tuned_mean) = (
-            split_columns(columns, spec, order, artifact) for columns in postprocess(artifact, windows, rows, spec)
-        )
+        base_columns, tuned_columns = postprocess(artifact, windows, rows, spec)
+        base, base_mean = tuned, tuned_mean = split_columns(base_columns, spec, order, artifact)
+        if tuned_columns is not base_columns:
+            tuned, tuned_mean = split_columns(tuned_columns, spec, order, artifact)
         yield Predicted(base, tuned, base_mean, tuned_mean, (rows.adapter >= 0).numpy())

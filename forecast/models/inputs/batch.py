@@ -183,8 +183,10 @@ class PanelTensors:
         # Each series has `self.horizon` more steps of known covariates than of the target.
         covered = valid & (step < (self.lengths[series] + self.horizon)[:, None])
         columns = _windows(self.known, offset + step + series[:, None] * self.horizon).masked_fill(~covered, torch.nan)
-        calendar = _windows(self.calendar, start + step)
-        known = torch.cat([columns, calendar]).masked_fill(~valid, 0.0)
+        known = self._calendar(start + step)
+        known = torch.cat([columns, known]) if len(columns) else known
+        if self._home.type != "cpu" or not valid.all():
+            known = known.masked_fill(~valid, 0.0)
         batch = Batch(
             target=target.masked_fill(~observed, 0.0),
             observed=observed,
@@ -198,6 +200,12 @@ class PanelTensors:
             weight=None if self.weight is None else _windows(self.weight, offset + step)[0].masked_fill(~visible, 0.0),
         )
         return batch.map(lambda values: values.to(self.device))
+
+    def _calendar(self, column: Int[Tensor, "batch time"]) -> Float[Tensor, "row batch time"]:
+        """Return the calendar at some columns; one window for all on a host, where all are of the same timestamps."""
+        if self._home.type == "cpu" and (column == column[:1]).all():
+            return _windows(self.calendar, column[:1]).expand(-1, len(column), -1)
+        return _windows(self.calendar, column)
 
     def steps(
         self,

@@ -82,6 +82,7 @@ def continued_statistics(
     any_observed = latest >= 0
     last = target.gather(1, latest.clamp(min=0)).masked_fill(~any_observed, 0.0)
     reference = target.gather(1, observed.int().argmax(dim=1, keepdim=True))
+    from_start = previous_sums is None
     if previous_sums is None:
         empty = torch.zeros_like(target[:, 0])
         previous_sums = RunningSums(empty.double()[:, None].expand(-1, 3), empty, empty, empty.bool())
@@ -96,8 +97,9 @@ def continued_statistics(
     any_before = torch.cat([started, any_observed[:, :-1]], dim=1)
     changed = observed & (target != previous) & any_before
     sums = torch.stack([observed.double(), centred, centred.square()]).cumsum(dim=-1)
-    recent = sums - functional.pad(sums, (length, 0))[..., :time]
-    sums = sums + previous_sums.sums.T[..., None] - (sums[..., lead - 1 : lead] if lead else 0.0)
+    recent = torch.cat([sums[..., :length], sums[..., length:] - sums[..., : max(time - length, 0)]], dim=-1)
+    if not from_start:
+        sums = sums + previous_sums.sums.T[..., None] - (sums[..., lead - 1 : lead] if lead else 0.0)
     has_recent = recent[0] > 0
     count, total, squares = torch.where(has_recent, recent, sums)
     # The observation before the latest change: if it is not among the last steps, these do not change.

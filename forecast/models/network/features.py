@@ -3,6 +3,7 @@
 The functions have no weights: embedding tables, means and scales are the network's.
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple, Self
 
 import torch
@@ -140,11 +141,12 @@ class Segments(NamedTuple):
         """Number of segments."""
         return (self.end - self.first) // self.length
 
-    def gather(self, values: Float[Tensor, "batch time"], lag: int) -> Float[Tensor, "batch segment step"]:
-        """Return the values `lag` steps before each step."""
-        steps: Tensor = functional.pad(values, (lag, 0))[:, self.first : self.end]
-        segments: Tensor = steps.unflatten(1, (-1, self.length))
-        return segments
+    def gather(self, values: Float[Tensor, "batch time"], lags: Sequence[int]) -> list[Tensor]:
+        """Return the values `lag` steps before each step, [batch, segment, step], for each of some lags."""
+        most = max(lags)
+        padded = functional.pad(values, (most, 0))
+        begins = (most - lag + self.first for lag in lags)
+        return [padded[:, begin : begin + self.end - self.first].unflatten(1, (-1, self.length)) for begin in begins]
 
     def last(self, values: Float[Tensor, "batch time"]) -> Float[Tensor, "batch segment 1"]:
         """Return the value at the last step of each segment."""
@@ -154,8 +156,11 @@ class Segments(NamedTuple):
         self, values: Float[Tensor, "batch time feature"], horizon: int
     ) -> Float[Tensor, "batch segment feature"]:
         """Return the mean over the segment after each, or over the `horizon` if that is shorter."""
-        following = torch.arange(self.first + self.length, self.end + 1, self.length, device=values.device)
-        return gather_windows(values, following, min(self.length, horizon)).mean(2)
+        first, length = self.first + self.length, min(self.length, horizon)
+        if length == 1:  # No copy of what is its own mean.
+            return values[:, first : self.end + 1 : self.length]
+        following = torch.arange(first, self.end + 1, self.length, device=values.device)
+        return gather_windows(values, following, length).mean(2)
 
 
 def class_segments(
@@ -163,8 +168,10 @@ def class_segments(
 ) -> Float[Tensor, "batch segment feature"]:
     """Return the embedded classes of each segment, and of its seasons before, and whether they were observed."""
     parts = []
-    for lag in _lags(shape):
-        classes, observed = segments.gather(batch.target, lag), segments.gather(batch.observed, lag)
+    lags = _lags(shape)
+    for classes, observed in zip(
+        segments.gather(batch.target, lags), segments.gather(batch.observed, lags), strict=True
+    ):
         parts.append((table(classes.long()) * observed[..., None]).flatten(2))
         parts.append(observed.to(batch.target.dtype))
     return asinh(torch.cat(parts, dim=-1))
@@ -177,22 +184,22 @@ def numeric_segments(
     statistics: Statistics,
     log_scale: Float[Tensor, " 2"],
     previous: Float[Tensor, " batch"] | None,
-) -> Float[Tensor, "batch segment feature"]:
-    """Return the values of each segment, normalised by its last step, of its seasons before, and its level.
+) -> list[Float[Tensor, "batch segment feature"]]:
+    """Return the values of each segment, normalised by its last step, and of its seasons before; and its level.
 
     `previous` is the latest value before the first segment, 0 when None; `log_scale` as in `scale_feature`.
     """
     level, last, scale = (segments.last(values) for values in statistics[:3])
     divisor = torch.where(scale > 0, scale, 1.0)
-    parts = []
-    for lag in _lags(shape):
-        values, observed = segments.gather(batch.target, lag), segments.gather(batch.observed, lag)
-        parts += [(values - level) / divisor * observed, observed.to(values.dtype)]
+    observed, values = (torch.stack(segments.gather(part, _lags(shape))) for part in (batch.observed, batch.target))
+    values = asinh((values - level) / divisor * observed)
+    flags = observed * asinh(torch.ones(1, device=values.device))
     earlier = functional.pad(last, (0, 0, 1, 0))[:, : segments.n_segments]
     if previous is not None:
         earlier = torch.cat([previous[:, None, None], earlier[:, 1:]], dim=1)
-    parts += [(last - earlier) / divisor, asinh(level / divisor), scale_feature(divisor, log_scale)]
-    return asinh(torch.cat(parts, dim=-1))
+    sizes = torch.stack([(last - earlier) / divisor, asinh(level / divisor), scale_feature(divisor, log_scale)])
+    lagged = torch.stack([values, flags], dim=1).flatten(0, 1)
+    return [lagged.movedim(0, 2).flatten(2), asinh(sizes).movedim(0, 2).flatten(2)]
 
 
 def _lags(shape: NetworkShape) -> tuple[int, ...]:
@@ -243,9 +250,10 @@ def numeric_seasons(
     features = [_relative(value, frame) * observed, observed.to(value.dtype)]
     if reach := shape.season_length // 14:
         sums = functional.pad(torch.stack([batch.target.double(), batch.observed.double()]).cumsum(-1), (1, 0))
+        by_step = sums.permute(2, 0, 1).contiguous()  # Whole rows are gathered by step.
         first = torch.maximum(steps - reach, earliest[:, None, None])
         end = torch.minimum(steps + reach, origin_steps[:, None, None]).clamp(min=-1) + 1
-        total, count = sums[..., end] - sums[..., first]
+        total, count = (by_step[end] - by_step[first]).permute(3, 4, 0, 1, 2)
         mean = (total / count.clamp(min=1)).to(value.dtype)
         features.append(_relative(mean, frame) * (count > 0))
     return torch.stack(features, dim=-1).flatten(-2)

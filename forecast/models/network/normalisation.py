@@ -135,12 +135,13 @@ def seasonal_spread(
     paired = batch.observed[:, season:] & batch.observed[:, :-season]
     square = ((batch.target[:, season:] - batch.target[:, :-season]).double().square() * paired).cumsum(1)
     sums = functional.pad(torch.stack([square, paired.double().cumsum(1)]), (season + 1, 0))
+    by_step = sums.permute(2, 0, 1).contiguous()  # Whole rows are gathered by step.
 
     def pairs(first: Tensor, last: Tensor) -> tuple[Tensor, Tensor]:
         """Return the sum of squares and the number of the pairs whose later step is from `first` to `last`."""
         first = torch.maximum(first, earliest[:, None] + season)
         last = torch.maximum(torch.minimum(last, origin_steps[:, None]), first - 1)
-        total, count = (sums[:, :, last + 1] - sums[:, :, first]).unbind()
+        total, count = (by_step[last + 1] - by_step[first]).permute(2, 3, 0, 1).unbind()
         # Running sums of a GPU may fall by a rounding error.
         return total.clamp(min=0), count
 

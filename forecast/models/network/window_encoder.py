@@ -168,9 +168,10 @@ class WindowEncoder(nn.Module):
         static, future = self._static(batch), self._future(batch)
         origin_steps = origins + self.shape.context_length - 1
         if pasts is None:
-            statistics = self._anchor(self.statistics(batch))
+            time = batch.target.shape[1] - self.shape.horizon
+            statistics = self._anchor(self.statistics(batch, time))
             if self.reference_batch is not None:
-                level, _, scale, *_ = self._anchor(self.statistics(self.reference_batch))
+                level, _, scale, *_ = self._anchor(self.statistics(self.reference_batch, time))
                 statistics = statistics._replace(
                     level=level.expand_as(statistics.level), scale=scale.expand_as(statistics.scale)
                 )
@@ -207,6 +208,9 @@ class WindowEncoder(nn.Module):
 
     def _future(self, batch: Batch) -> Float[Tensor, "batch time future"]:
         """Return known covariates and calendar at each step of the window, the horizon included."""
+        if not self.shape.n_known:
+            # Means over longer segments add in the order of memory, which decides about their last digit.
+            return batch.known if self.shape.segment_length == 1 else batch.known.contiguous()
         columns, calendar = batch.known.split([self.shape.n_known, self.shape.n_calendar], dim=-1)
         moments = self._moments(self.shape.n_past, self.shape.n_known)
         known = covariate_features(columns, batch.there, moments, self.known_embeddings, hide=self.training)
@@ -232,14 +236,16 @@ class WindowEncoder(nn.Module):
         if self.shape.n_classes:
             parts = [class_segments(batch, segments, self.shape, self.class_embeddings)]
         else:
-            parts = [numeric_segments(batch, segments, self.shape, statistics, self.log_scale, previous)]
+            parts = numeric_segments(batch, segments, self.shape, statistics, self.log_scale, previous)
         if self.shape.n_past:
             steps = slice(segments.first, segments.end)
             past, moments = batch.past[:, steps], self._moments(0, self.shape.n_past)
             past = covariate_features(past, batch.there[:, steps], moments, self.past_embeddings, hide=self.training)
             parts.append(past.unflatten(1, (-1, segments.length)).mean(2))
         parts.append(segments.next_mean(future, self.shape.horizon))
-        return torch.cat([*parts, _broadcast_steps(static, segments.n_segments)], dim=-1)
+        parts.append(_broadcast_steps(static, segments.n_segments))
+        # Segment after segment in memory, as the recurrent kernels read them.
+        return torch.cat([part.transpose(0, 1) for part in parts], dim=-1).transpose(0, 1)
 
     def _linear(self, frame: Frame) -> tuple[Tensor, Tensor, Tensor]:
         """Return the skip's forecast, and features of each window [..., feature] and step [..., horizon, feature]."""

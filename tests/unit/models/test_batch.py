@@ -149,6 +149,15 @@ def test_a_cutoff_behind_the_end_sees_a_gap_and_the_calendar(table: Table, loade
     torch.testing.assert_close(batch.known[0], torch.from_numpy(panel.calendar[:, 2:23].T), rtol=0, atol=0)
 
 
+def test_windows_of_the_same_timestamps_share_one_calendar(table: Table, loaded: Load) -> None:
+    panel = loaded(table({"early": np.arange(30.0), "late": np.arange(26.0)}, late={"late": 4}), 3).panel
+    same, different = (gather(panel, [0, 1], [20, b], [21, b + 1], context=6, span=1, horizon=3) for b in (16, 17))
+    assert same.known.stride(0) == 0
+    for batch, begins in ((same, (15, 15)), (different, (15, 16))):
+        for known, begin in zip(batch.known, begins, strict=True):
+            torch.testing.assert_close(known, torch.from_numpy(panel.calendar[:, begin : begin + 9].T), rtol=0, atol=0)
+
+
 def test_static_covariates_are_those_of_the_series(panel: Panel) -> None:
     batch = gather(panel, [4, 0], [3, 3], [9, 9], context=2, span=1, horizon=1)
     assert batch.static_categories[:, 0].tolist() == [5, 1]
