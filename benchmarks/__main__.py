@@ -20,7 +20,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 NAMES = (
     *("data", "step", "score", "backtest", "synthetic"),
     *("accuracy", "race", "finetune", "calibrate", "small_panels", "pretrained", "covariates", "new_series"),
-    *("anomalies", "stock_outs", "horizons", "cold", "what_if", "weights", "gpu", "memory"),
+    *("anomalies", "stock_outs", "horizons", "cold", "what_if", "weights", "gpu", "memory", "start"),
 )
 TAKE_ARGUMENTS = NAMES[5:]
 

@@ -120,3 +120,6 @@ def sample_column(number: int) -> str:
 MODEL = "model"
 LOG_LOSS = "log_loss"
 CRPS = "crps"
+
+BACKTEST_RUN: Final = "backtest_run"
+"""Tag of a version: the run of its latest backtest."""

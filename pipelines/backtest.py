@@ -65,9 +65,10 @@ def run(
     it, and the result.
     """
     from forecast.backtesting.backtest import backtest
-    from forecast.backtesting.result import BACKTEST_RUN, FORECASTS, SCORES
+    from forecast.backtesting.result import FORECASTS, SCORES
     from forecast.data.files import locked
     from forecast.engines.engine import open_engine
+    from forecast.names import BACKTEST_RUN
     from forecast.tracking.registry import Registry
     from pipelines import report
     from pipelines.jobs.run_logging import log_data

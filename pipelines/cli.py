@@ -14,6 +14,7 @@ from types import TracebackType
 from typing import Final
 
 from forecast.errors import ConfigError, GatecastError
+from forecast.imports import without_collection
 from forecast.redaction import shown
 from pipelines.verbs import VERBS
 
@@ -54,7 +55,8 @@ def function_of(verb: str) -> Callable[[list[str]], None]:
         hint = f"did you mean {close[0]}?" if close else f"there are: {', '.join(VERBS)}"
         raise ConfigError(f"unknown verb {verb!r}; {hint}")
     module, function = VERBS[verb].function.split(":")
-    function_object: Callable[[list[str]], None] = getattr(importlib.import_module(module), function)
+    with without_collection():
+        function_object: Callable[[list[str]], None] = getattr(importlib.import_module(module), function)
     return function_object
 
 

@@ -223,9 +223,8 @@ def _start(config: MonitorConfig) -> str:
 
 def _backtest(registry: "Registry", version: "Version | None") -> "tuple[pl.DataFrame | None, dict[str, float | None]]":
     """Return scores and metrics of a version in its latest backtest, if there is one."""
-    from forecast.backtesting.result import BACKTEST_RUN
     from forecast.metrics.summaries import summarise
-    from forecast.names import MODEL
+    from forecast.names import BACKTEST_RUN, MODEL
 
     run_id = version and version.tags.get(BACKTEST_RUN)
     if version is None or not run_id:

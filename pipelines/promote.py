@@ -76,7 +76,7 @@ class _Refusal(NamedTuple):
 
 def _obstacle(version: "Version") -> _Refusal | None:
     """Return why a version can't be judged, None if it can."""
-    from forecast.backtesting.result import BACKTEST_RUN
+    from forecast.names import BACKTEST_RUN
     from forecast.tracking.champions import DEMOTED
 
     if why := version.tags.get(DEMOTED):
@@ -99,7 +99,7 @@ def _judge(registry: "Registry", run: "Run", version: "Version", champion: "Vers
 
     Raises RegistryError for a damaged backtest.
     """
-    from forecast.backtesting.result import BACKTEST_RUN
+    from forecast.names import BACKTEST_RUN
     from forecast.promotion import judge
 
     run_id = version.tags[BACKTEST_RUN]

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from forecast.config import JobShare, ScoreConfig
 from forecast.errors import GatecastError
+from forecast.imports import without_collection
 from pipelines.jobs import console
 from pipelines.jobs.job import manifest_of, note, recorded
 from pipelines.jobs.run_logging import log_data, log_missing
@@ -71,10 +72,11 @@ def main(config: ScoreConfig) -> None:
 
 def run(config: ScoreConfig) -> Scored:
     """Forecast every series from each cutoff and write the output; a failed cutoff does not stop the others."""
-    from forecast.engines.engine import open_engine
-    from forecast.names import SHADOW
-    from forecast.scoring.job import ScoreJob
-    from forecast.tracking.registry import Registry
+    with without_collection():
+        from forecast.engines.engine import open_engine
+        from forecast.names import SHADOW
+        from forecast.scoring.job import ScoreJob
+        from forecast.tracking.registry import Registry
 
     start = time.monotonic()
     registry = Registry(config.registry)
@@ -82,7 +84,6 @@ def run(config: ScoreConfig) -> Scored:
     overrides = _read_overrides(config, loaded)
     scenario = open_scenario(config, artifact, loaded, requested_cutoffs(config))
     output_settings = scenario.output if scenario else config.output
-    folder = Path(output_settings.path)
     shadow_version = shadow_version_of(registry, config, version)
     scored: Scored | None = None
     try:
@@ -124,7 +125,7 @@ def run(config: ScoreConfig) -> Scored:
                     line += f", shadow v{shadow_version.number} on {shadow.loaded.panel.n_series:,} series"
             seconds = time.monotonic() - start
             log_scores(run, outputs, failed, seconds)
-            scored = Scored(version, summary_line(outputs, folder, seconds) + line, outputs, failed)
+            scored = Scored(version, summary_line(outputs, Path(output_settings.path), seconds) + line, outputs, failed)
             scored.check()  # Raised here, so that the run ends as failed, too.
     except GatecastError:
         if scored is None:

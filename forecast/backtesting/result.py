@@ -23,8 +23,6 @@ from forecast.metrics.summaries import (
 )
 from forecast.names import CUTOFF, LOG_LOSS, MODEL, REASON, SERIES_ID
 
-BACKTEST_RUN = "backtest_run"
-
 SCORES: Final = "scores"
 FORECASTS: Final = "forecasts"
 

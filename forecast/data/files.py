@@ -11,11 +11,12 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
-from typing import BinaryIO, Final, TextIO
-
-import polars as pl
+from typing import TYPE_CHECKING, BinaryIO, Final, TextIO
 
 from forecast.errors import OutputError
+
+if TYPE_CHECKING:
+    import polars as pl
 
 LOCK: Final = ".lock"
 
@@ -104,18 +105,19 @@ def _open_lock(path: Path, key: str) -> TextIO:
 _GROUP_ROWS: Final = 1 << 16
 
 
-def write_parquet_atomic(frame: pl.DataFrame, path: Path, metadata: dict[str, str] | None = None) -> None:
+def write_parquet_atomic(frame: "pl.DataFrame", path: Path, metadata: dict[str, str] | None = None) -> None:
     """Write a Parquet file, with `metadata` in its footer; a reader sees all of it or nothing."""
     with atomic_file(path) as file:
         frame.write_parquet(file, compression="zstd", row_group_size=500_000, metadata=metadata)
 
 
 @contextmanager
-def parquet_blocks(path: Path, metadata: Mapping[str, str] | None = None) -> Iterator[Callable[[pl.DataFrame], None]]:
+def parquet_blocks(path: Path, metadata: Mapping[str, str] | None = None) -> "Iterator[Callable[[pl.DataFrame], None]]":
     """Yield a function that adds rows to a Parquet file; a reader sees all of them once this succeeds, or nothing.
 
     The file does not depend on how many rows are added at a time. `metadata` is put into its footer.
     """
+    import polars as pl
     from pyarrow import parquet
 
     writer: parquet.ParquetWriter | None = None
@@ -192,7 +194,11 @@ def atomic_file(path: Path, key: str = "output.path", *, private: bool = False) 
             os.fsync(file.fileno())
         temporary.replace(path)
         sync_folder(path.parent)
-    except (OSError, pl.exceptions.PolarsError) as error:
+    except Exception as error:
+        from polars.exceptions import PolarsError  # Polars takes a fifth of a second to import.
+
+        if not isinstance(error, OSError | PolarsError):
+            raise
         raise OutputError(f"can't write {path}: {error}") from error
     finally:
         temporary.unlink(missing_ok=True)

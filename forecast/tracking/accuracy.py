@@ -3,12 +3,8 @@
 from collections.abc import Sequence
 from typing import Any, Final
 
-from forecast.tracking import store  # noqa: F401  before MLflow
-
-# isort: split
-from mlflow.entities import Metric
-
 from forecast.tracking.cards import CHART_NAME
+from forecast.tracking.entities import Metric
 
 CHART: Final = "chart"
 """Tag of the run."""

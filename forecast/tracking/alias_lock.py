@@ -14,13 +14,14 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
-import sqlalchemy
-
-from forecast.data.sources.database import transaction
 from forecast.errors import GatecastError, RegistryError
 from forecast.redaction import without_password
+from forecast.tracking.store import is_of_store
+
+if TYPE_CHECKING:
+    import sqlalchemy
 
 _LOG = logging.getLogger(__name__)
 _SECONDS: Final = 180.0
@@ -45,13 +46,17 @@ def alias_lock(store: str, ledger: str | None, model: str) -> Iterator[None]:
                 stack.enter_context(lock)
         except RegistryError:
             raise
-        except (OSError, GatecastError, sqlalchemy.exc.SQLAlchemyError, ImportError) as error:
+        except Exception as error:
+            if not isinstance(error, OSError | GatecastError | ImportError) and not is_of_store(error):
+                raise
             _LOG.warning("the %s move without a lock: %s", subject, without_password(str(error)))
         yield
 
 
 def _store_lock(uri: str, subject: str) -> AbstractContextManager[None] | None:
     """Return the lock in the database of an MLflow store, None for other stores."""
+    import sqlalchemy
+
     try:
         address = sqlalchemy.make_url(uri)
         backend = address.get_backend_name()
@@ -95,7 +100,9 @@ def _file_lock(file: Path, subject: str) -> Iterator[None]:
 
 
 @contextmanager
-def _store_postgresql(address: sqlalchemy.URL, subject: str) -> Iterator[None]:
+def _store_postgresql(address: "sqlalchemy.URL", subject: str) -> Iterator[None]:
+    import sqlalchemy
+
     options = {"connect_timeout": _CONNECT_SECONDS}
     engine = sqlalchemy.create_engine(address, poolclass=sqlalchemy.NullPool, connect_args=options)
     query = sqlalchemy.text(_advisory(subject))
@@ -108,6 +115,8 @@ def _store_postgresql(address: sqlalchemy.URL, subject: str) -> Iterator[None]:
 
 @contextmanager
 def _ledger_postgresql(uri: str, subject: str) -> Iterator[None]:
+    from forecast.data.sources.database import transaction
+
     with ExitStack() as stack:
         database = stack.enter_context(transaction(uri, "ledger.uri", writes=False))
         _wait(lambda: bool(database.execute(_advisory(subject))[0]["taken"]), subject, lambda: "a client of the ledger")

@@ -4,10 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Self
 
-from forecast.tracking import store  # noqa: F401  before MLflow
-
-# isort: split
-from mlflow.entities import Metric
+from forecast.tracking.entities import Metric
 
 Point = tuple[str, float, int, int]
 """Name, value, timestamp in milliseconds since 1970, and step of a metric."""

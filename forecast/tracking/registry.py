@@ -9,15 +9,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Final
-
-from forecast.tracking.store import calls_mlflow, connect, explained, is_server, prepare_store, tracking_uri
-
-# isort: split
-import polars as pl
-from mlflow.entities import LoggedModelOutput
-from mlflow.exceptions import MlflowException
-from mlflow.models import Model
+from typing import TYPE_CHECKING, Final
 
 from forecast import names
 from forecast.config import RegistryConfig
@@ -28,13 +20,24 @@ from forecast.tracking.cards import card_of, model_card, note_of, with_card
 from forecast.tracking.champions import CHAMPIONS, DEMOTED, FORCED, PROMOTED, REPLACED_VERSION, ROLLED_BACK, Champions
 from forecast.tracking.champions import read as read_champions
 from forecast.tracking.model_facts import ModelFacts
-from forecast.tracking.registry_files import download, lineage, save_pyfunc
 from forecast.tracking.run import Run
 from forecast.tracking.run_store import PARENT_RUN, Record
 from forecast.tracking.spool import is_away
+from forecast.tracking.store import (
+    calls_mlflow,
+    connect,
+    error_code,
+    explained,
+    is_server,
+    prepare_store,
+    tracking_uri,
+)
 from forecast.tracking.system_metrics import is_enabled
 from forecast.tracking.version_store import VersionStore
 from forecast.tracking.versions import Version, from_mlflow
+
+if TYPE_CHECKING:
+    import polars as pl
 
 __all__ = [
     "DEMOTED",
@@ -78,7 +81,7 @@ class Registry(VersionStore):
         digest: str,
         tags: Mapping[str, str],
         alias: str | None = None,
-        example: tuple[pl.DataFrame, pl.DataFrame] | None = None,
+        example: "tuple[pl.DataFrame, pl.DataFrame] | None" = None,
         facts: ModelFacts | None = None,
     ) -> Version:
         """Register an artifact folder as a version that any MLflow client can load, and set an alias.
@@ -86,6 +89,11 @@ class Registry(VersionStore):
         `example` is a few made-up input rows with their forecasts: they become the signature and the input example. The
         metrics in `facts` are logged here, as metrics of the run and of the model.
         """
+        from mlflow.entities import LoggedModelOutput
+        from mlflow.models import Model
+
+        from forecast.tracking.registry_files import lineage, save_pyfunc
+
         if run.spool and run.spool.folder:
             raise RegistryError(f"MLflow store {without_password(self.uri)}: it was away before")
         # Its name allows fewer characters than that of a registered model.
@@ -106,8 +114,8 @@ class Registry(VersionStore):
             card = card_of(facts.description)
             first_card = with_card("", model_card(self.name, None, card)) if card else None
             self._client.create_registered_model(self.name, description=first_card)
-        except MlflowException as error:
-            if error.error_code != "RESOURCE_ALREADY_EXISTS":
+        except Exception as error:
+            if error_code(error) != "RESOURCE_ALREADY_EXISTS":
                 raise
         # A direct call would resolve models:/ in the store that is set for the whole process.
         source = f"models:/{model.model_id}" if is_server(self.uri) else model.artifact_location
@@ -154,6 +162,8 @@ class Registry(VersionStore):
         The local cache is keyed by digest: an intact version in it needs no request, a damaged one is downloaded again.
         Raises RegistryError, also if the registry's copy is damaged.
         """
+        from forecast.tracking.registry_files import download
+
         return download(self._client, self._calls, self.uri, version)
 
     @calls_mlflow

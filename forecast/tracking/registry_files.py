@@ -10,24 +10,17 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from forecast.tracking import store  # noqa: F401  before MLflow
-
-# isort: split
-import mlflow.artifacts
-import mlflow.pyfunc
-import polars as pl
-from mlflow import MlflowClient
-from mlflow.models import Model, ModelSignature, infer_signature
-from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema
-from mlflow.types.schema import AnyType
-
 from forecast.config import ServingSettings
 from forecast.errors import RegistryError
 from forecast.tracking.environment import requirements
+from forecast.tracking.local_database import local_folder
 from forecast.tracking.versions import Version
 
 if TYPE_CHECKING:
     import pandas as pd
+    import polars as pl
+    from mlflow import MlflowClient
+    from mlflow.models import Model, ModelSignature
 
     from forecast.tracking.calls import Calls
 
@@ -35,8 +28,12 @@ _ARTIFACT: Final = "model"  # the name of our folder inside the logged model
 _LOG = logging.getLogger(__name__)
 
 
-def save_pyfunc(folder: Path, temporary: Path, model: Model, example: tuple[pl.DataFrame, pl.DataFrame] | None) -> str:
+def save_pyfunc(
+    folder: Path, temporary: Path, model: "Model", example: "tuple[pl.DataFrame, pl.DataFrame] | None"
+) -> str:
     """Pack an artifact folder as an MLflow model; return the path of the package in `temporary`."""
+    import mlflow.pyfunc
+
     local = str(temporary / "pyfunc")
     mlflow.pyfunc.save_model(
         local,
@@ -57,7 +54,7 @@ def lineage(digest: str, tags: Mapping[str, str]) -> dict[str, str]:
     return {"digest": digest, **{name: tags[name] for name in stable_tags if name in tags}}
 
 
-def download(client: MlflowClient, calls: "Calls", uri: str, version: Version) -> Path:
+def download(client: "MlflowClient", calls: "Calls", uri: str, version: Version) -> Path:
     """Return the artifact folder of a version; see `Registry.download`."""
     from forecast import artifact  # imports torch
 
@@ -79,22 +76,14 @@ def download(client: MlflowClient, calls: "Calls", uri: str, version: Version) -
     return folder
 
 
-def _fetch(client: MlflowClient, calls: "Calls", uri: str, version: Version, folder: Path) -> None:
+def _fetch(client: "MlflowClient", calls: "Calls", uri: str, version: Version, folder: Path) -> None:
     """Move the files of a version into the cache once all of them are verified."""
     from forecast import artifact
 
     root = client.get_model_version_download_uri(version.name, str(version.number))
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".partial-") as temporary:
-        fetched = calls.run(
-            "download_artifacts",
-            mlflow.artifacts.download_artifacts,
-            folder=Path(temporary),
-            artifact_uri=f"{root}/artifacts/{_ARTIFACT}",
-            dst_path=temporary,
-            tracking_uri=uri,
-            registry_uri=uri,
-        )
-        if not artifact.is_intact(Path(fetched), version.digest):
+        fetched = _copied(calls, uri, f"{root}/artifacts/{_ARTIFACT}", Path(temporary))
+        if not artifact.is_intact(fetched, version.digest):
             raise RegistryError(
                 f"{version} is damaged in the registry: its files are not those of digest {version.digest[:16]}; "
                 "take another version (registry.alias), or train or register it again"
@@ -104,24 +93,39 @@ def _fetch(client: MlflowClient, calls: "Calls", uri: str, version: Version, fol
         with suppress(FileNotFoundError):
             folder.rename(Path(temporary) / "replaced")
         try:
-            Path(fetched).rename(folder)
+            fetched.rename(folder)
         except OSError:
             if not artifact.is_intact(folder, version.digest):
                 raise
 
 
-def _signature(inputs: pl.DataFrame, outputs: pl.DataFrame) -> ModelSignature:
+def _copied(calls: "Calls", uri: str, artifacts: str, target: Path) -> Path:
+    """Copy the artifact folder at the URI `artifacts` into a folder; return the copy."""
+    source = local_folder(artifacts)
+    if source is not None and source.is_dir():
+        return Path(shutil.copytree(source, target / _ARTIFACT))
+    from mlflow.artifacts import download_artifacts
+
+    options = {"artifact_uri": artifacts, "dst_path": str(target), "tracking_uri": uri, "registry_uri": uri}
+    return Path(calls.run("download_artifacts", download_artifacts, folder=target, **options))
+
+
+def _signature(inputs: "pl.DataFrame", outputs: "pl.DataFrame") -> "ModelSignature":
     """Return the signature: input and output columns, and parameters.
 
     Input types are checked by this package: MLflow would refuse time zones and integers.
     """
+    from mlflow.models import ModelSignature, infer_signature
+    from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema
+    from mlflow.types.schema import AnyType
+
     columns = Schema([ColSpec(AnyType(), name) for name in inputs.columns])
     fields = ServingSettings.model_fields.items()
     params = ParamSchema([ParamSpec(name, DataType.string, str(field.default)) for name, field in fields])
     return ModelSignature(columns, infer_signature(_to_pandas(outputs)).inputs, params)
 
 
-def _to_pandas(frame: pl.DataFrame) -> "pd.DataFrame":
+def _to_pandas(frame: "pl.DataFrame") -> "pd.DataFrame":
     """Return a frame as pandas, for any column names: Arrow's C interface has none with a NUL."""
     numbered = frame.rename({name: str(number) for number, name in enumerate(frame.columns)})
     return numbered.to_pandas().set_axis(frame.columns, axis=1)

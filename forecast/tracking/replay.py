@@ -10,13 +10,9 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from forecast.tracking import store  # noqa: F401  before MLflow
-
-# isort: split
-from mlflow.entities import Dataset, DatasetInput, InputTag, LoggedModelInput, Metric, Param, RunTag
-
 from forecast.errors import OutputError
 from forecast.tracking.accuracy import log_accuracy
+from forecast.tracking.entities import Dataset, DatasetInput, InputTag, LoggedModelInput, Metric, Param, RunTag
 from forecast.tracking.spool import CALLS, KEY, RUN, SPOOL_ID, SpooledRun, now
 
 

@@ -8,19 +8,15 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, Final
 
-from forecast.tracking.store import calls_mlflow, is_server
-
-# isort: split
-import polars as pl
-from mlflow import MlflowClient
-from mlflow.entities import Dataset, DatasetInput, InputTag, LoggedModelInput, Metric, RunTag
-
 from forecast.redaction import redacted, without_password
 from forecast.tracking.accuracy import log_accuracy
+from forecast.tracking.entities import Dataset, DatasetInput, InputTag, LoggedModelInput, Metric, RunTag
 from forecast.tracking.model_facts import DatasetLink, ModelFacts, Point, linked
+from forecast.tracking.store import calls_mlflow, is_server
 from forecast.tracking.texts import TAG_LENGTH, shortened
 
 if TYPE_CHECKING:
+    import polars as pl
     from matplotlib.figure import Figure
 
     from forecast.tracking.spool import RunSpool
@@ -34,11 +30,14 @@ _CONTEXT: Final = "mlflow.data.context"
 
 
 class Run:
-    """An open run. Paths are relative to its artifacts."""
+    """An open run. Paths are relative to its artifacts.
+
+    `client` is an MlflowClient, or has its methods.
+    """
 
     def __init__(
         self,
-        client: MlflowClient,
+        client: Any,
         uri: str,
         run_id: str,
         experiment_id: str,
@@ -179,7 +178,7 @@ class Run:
         self._client.log_figure(self.id, figure, path)
 
     @calls_mlflow
-    def table(self, frame: pl.DataFrame, path: str) -> None:
+    def table(self, frame: "pl.DataFrame", path: str) -> None:
         """Log a table as Parquet."""
         self._write(path, frame.write_parquet)
 

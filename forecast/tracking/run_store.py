@@ -11,27 +11,24 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, cast
+from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import unquote, urlsplit
-
-from forecast.tracking.store import artifact_root, calls_mlflow, explained
-
-# isort: split
-import polars as pl
-from mlflow import MlflowClient
-from mlflow.entities import Dataset, Experiment, Param
-from mlflow.entities import Run as MlflowRun
-from mlflow.exceptions import MlflowException
 
 from forecast.config import Config
 from forecast.errors import GatecastError, RegistryError
 from forecast.redaction import redacted_values, without_password
-from forecast.tracking import replay
+from forecast.tracking.entities import Dataset, Param
 from forecast.tracking.environment import commit, environment
 from forecast.tracking.run import BATCH, Run, as_json, described, run_name
 from forecast.tracking.spool import BestEffortClient, RunSpool, SpooledRun, is_away
+from forecast.tracking.store import artifact_root, calls_mlflow, error_code, explained
 from forecast.tracking.system_metrics import system_metrics
 from forecast.tracking.texts import PARAM_LENGTH, shortened
+
+if TYPE_CHECKING:
+    import polars as pl
+    from mlflow.entities import Experiment
+    from mlflow.entities import Run as MlflowRun
 
 PARENT_RUN: Final = "mlflow.parentRunId"
 """Tag of a run: its parent run in MLflow's page."""
@@ -74,7 +71,8 @@ class RunStore:
 
     uri: str
     name: str
-    _client: MlflowClient
+    _client: Any
+    """An MlflowClient, or an object with its methods."""
     _spool_root: Path | None
     """Folder for runs while the store is unavailable; None if it is required."""
     _system_metrics: bool
@@ -106,6 +104,8 @@ class RunStore:
     @calls_mlflow
     def replay(self, folder: Path, spooled: SpooledRun, real_ids: Mapping[str, str]) -> Run:
         """Log the contents of a spool, and return its run, which is still open; see `replay.replay`."""
+        from forecast.tracking import replay
+
         experiment = self._experiment()
         run_id = replay.replay(self._client, experiment, folder, spooled, real_ids)
         return Run(self._client, self.uri, run_id, experiment)
@@ -113,6 +113,8 @@ class RunStore:
     @calls_mlflow
     def end_replay(self, folder: Path, run: Run) -> None:
         """End the run of a spool as its job ended."""
+        from forecast.tracking import replay
+
         replay.end(self._client, folder, run.id)
 
     @contextmanager
@@ -123,8 +125,11 @@ class RunStore:
         yield Run(self._client, self.uri, run_id, experiment)
         with explained(self.uri):
             self._client.set_terminated(run_id)
-            with suppress(MlflowException):  # it has not failed
+            try:
                 self._client.delete_tag(run_id, "error")
+            except Exception as error:  # it has not failed
+                if not error_code(error):
+                    raise
 
     @calls_mlflow
     def check_runs(self) -> None:
@@ -146,7 +151,7 @@ class RunStore:
                 f"{without_password(self.uri)} has them; make it writable, or choose another registry.name"
             ) from error
 
-    def _check_active(self, experiment: Experiment) -> None:
+    def _check_active(self, experiment: "Experiment") -> None:
         if experiment.lifecycle_stage != "active":
             raise RegistryError(
                 f"experiment {self.name} was deleted from {without_password(self.uri)}; restore it with "
@@ -165,7 +170,7 @@ class RunStore:
         }
         name = run_name(job, tags.get("version") or tags.get("parent_version", ""), tags.get("cutoff", ""))
         spool = RunSpool(self._spool_root, self.name, job, self.uri) if self._spool_root else None
-        client = cast(MlflowClient, BestEffortClient(self._client, spool)) if spool else self._client
+        client = BestEffortClient(self._client, spool) if spool else self._client
         try:
             experiment = self._experiment()
             run_id = self._client.create_run(experiment, tags=tags_of_job, run_name=name).info.run_id
@@ -196,8 +201,8 @@ class RunStore:
                 return str(
                     self._client.create_experiment(self.name, root, {_EXPERIMENT_KIND: "custom_model_development"})
                 )
-            except MlflowException as error:  # created by another job meanwhile
-                if error.error_code != "RESOURCE_ALREADY_EXISTS":
+            except Exception as error:  # created by another job meanwhile
+                if error_code(error) != "RESOURCE_ALREADY_EXISTS":
                     raise
                 experiment = self._client.get_experiment_by_name(self.name)
                 assert experiment is not None
@@ -213,8 +218,10 @@ class RunStore:
             raise RegistryError(f"{path} of run {run_id} is damaged: {error}") from None
 
     @calls_mlflow
-    def read_table(self, run_id: str, path: str) -> pl.DataFrame:
+    def read_table(self, run_id: str, path: str) -> "pl.DataFrame":
         """Return a Parquet artifact of a run."""
+        import polars as pl
+
         try:
             return pl.read_parquet(self._read(run_id, path))
         except pl.exceptions.PolarsError as error:
@@ -235,8 +242,8 @@ class RunStore:
         """Return the contents of a run, None if it no longer exists."""
         try:
             run = self._client.get_run(run_id)
-        except MlflowException as error:
-            if error.error_code not in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
+        except Exception as error:
+            if error_code(error) not in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
                 raise
             return None
         settings = dict(sorted(run.data.params.items()))
@@ -249,8 +256,10 @@ class RunStore:
         return Record(run_id, tags.get("job", ""), tags, settings, files, is_deleted, datasets[0] if datasets else None)
 
     @calls_mlflow
-    def curve(self, run_id: str, names: Iterable[str]) -> pl.DataFrame:
+    def curve(self, run_id: str, names: Iterable[str]) -> "pl.DataFrame":
         """Return metrics of a run at the steps where they were logged: name, step, value."""
+        import polars as pl
+
         histories = {name: self._client.get_metric_history(run_id, name) for name in names}
         rows = [
             (name, point.step, point.value)
@@ -276,7 +285,7 @@ class RunStore:
             outcomes[run.info.run_id] = Outcome(dict(run.data.metrics), ", ".join(names))
         return outcomes
 
-    def _search(self, run_ids: Iterable[str]) -> Iterator[MlflowRun]:
+    def _search(self, run_ids: Iterable[str]) -> "Iterator[MlflowRun]":
         remaining, experiment = sorted({run_id for run_id in run_ids if run_id}), self._experiment()
         for first in range(0, len(remaining), BATCH):
             quoted = ", ".join(f"'{run_id}'" for run_id in remaining[first : first + BATCH])

@@ -18,14 +18,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
 
-import sqlalchemy
-from mlflow.entities import DatasetInput, LoggedModelInput, Metric, Param, RunTag
-from mlflow.exceptions import MlflowException
-
 from forecast.data.files import locked
 from forecast.redaction import redacted, without_password
 from forecast.tracking.accuracy import log_accuracy
+from forecast.tracking.entities import DatasetInput, LoggedModelInput, Metric, Param, RunTag
 from forecast.tracking.model_facts import ModelFacts
+from forecast.tracking.store import error_code, is_of_store
 
 SPOOL_ID: Final = "unlogged_id"
 """Tag of a run that was created after its job: the name of its spool, which the job used as run id."""
@@ -56,9 +54,9 @@ def is_away(error: BaseException | None) -> bool:
 
     A call that is refused for its content would be refused later, too.
     """
-    if isinstance(error, MlflowException):
-        return error.error_code not in _REFUSALS
-    return isinstance(error, OSError | sqlalchemy.exc.SQLAlchemyError)
+    if error is None or (code := error_code(error)) in _REFUSALS:
+        return False
+    return bool(code) or isinstance(error, OSError) or is_of_store(error)
 
 
 @dataclass(frozen=True)

@@ -9,18 +9,18 @@ import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Concatenate, Final, ParamSpec, Protocol, TypeVar, cast
-
-import sqlalchemy
-from mlflow import MlflowClient
-from mlflow.exceptions import MlflowException
+from typing import TYPE_CHECKING, Concatenate, Final, ParamSpec, Protocol, TypeVar, cast
 
 from forecast.config import RegistryConfig
 from forecast.environment import environment_set
 from forecast.errors import RegistryError
 from forecast.redaction import without_password
 from forecast.tracking.calls import Calls, TimedClient
-from forecast.tracking.database import prepare_database
+from forecast.tracking.local_client import LocalClient
+from forecast.tracking.local_database import local_file
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
 
 # Read when MLflow is imported. MLflow's defaults are 120 s, seven times over.
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
@@ -60,9 +60,7 @@ def explained(uri: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        kinds = (MlflowException, sqlalchemy.exc.SQLAlchemyError, ImportError, OSError)
-        # Alembic creates MLflow's tables; importing its errors would import all of it.
-        if not isinstance(error, kinds) and not type(error).__module__.startswith("alembic."):
+        if not isinstance(error, ImportError | OSError) and not is_of_store(error):
             raise
         store = without_password(uri)
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0].replace(uri, store)
@@ -74,27 +72,49 @@ def explained(uri: str) -> Iterator[None]:
         raise RegistryError(f"MLflow store {store}: {reason} (registry.tracking_uri sets the store)") from error
 
 
+def is_of_store(error: BaseException) -> bool:
+    """Return whether an error is one of MLflow or its database. Their modules are not imported: it takes seconds."""
+    roots = {kind.__module__.partition(".")[0] for kind in type(error).__mro__}
+    return not roots.isdisjoint(("mlflow", "sqlalchemy", "alembic", "sqlite3"))
+
+
+def error_code(error: BaseException) -> str:
+    """Return MLflow's code of an error, empty for other errors."""
+    return str(getattr(error, "error_code", ""))
+
+
 def tracking_uri(config: RegistryConfig) -> str:
     """Return the MLflow store in use: configured, from MLFLOW_TRACKING_URI, or a SQLite file here."""
     configured = config.tracking_uri.get_secret_value() if config.tracking_uri else None
     return configured or os.environ.get("MLFLOW_TRACKING_URI") or DEFAULT_URI
 
 
-def connect(uri: str) -> tuple[Calls, MlflowClient]:
+def connect(uri: str) -> "tuple[Calls, MlflowClient]":
     """Return the deadlines of calls and a client, after one answered call; local stores have no deadlines."""
-    prepare_store(uri)  # before the client, which opens it
-    client, calls = MlflowClient(uri, uri), Calls(uri)
+    calls = Calls(uri)
+    if file := local_file(uri):
+        return calls, cast("MlflowClient", LocalClient(file, functools.partial(_open, uri)))
+    client = _open(uri)
     if is_server(uri) or _is_database_server(uri):
-        timed = cast(MlflowClient, TimedClient(client, calls))
+        timed = cast("MlflowClient", TimedClient(client, calls))
         with environment_set(_FIRST_CALL):
             timed.search_experiments(max_results=1)
         return calls, timed
     return calls, client
 
 
+def _open(uri: str) -> "MlflowClient":
+    from mlflow import MlflowClient
+
+    prepare_store(uri)  # before the client, which opens it
+    return MlflowClient(uri, uri)
+
+
 def prepare_store(uri: str) -> None:
     """Create MLflow's tables in a database store that lacks them. Raises RegistryError."""
     if "://" in uri and not uri.startswith("file:") and not is_server(uri):
+        from forecast.tracking.database import prepare_database
+
         with explained(uri):
             prepare_database(uri)
 

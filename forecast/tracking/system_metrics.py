@@ -1,14 +1,10 @@
 """Metrics of the machine in the runs of jobs, on request."""
 
 import logging
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from importlib import import_module
-
-from forecast.tracking import store  # noqa: F401  before MLflow
-
-# isort: split
-from mlflow.environment_variables import MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING
 
 from forecast.config import RegistryConfig
 from forecast.errors import ConfigError
@@ -21,7 +17,7 @@ def is_enabled(config: RegistryConfig) -> bool:
 
     Raises ConfigError if the config asks for them and psutil is missing; if only the environment does, logs a warning.
     """
-    by_environment = bool(MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING.get())
+    by_environment = os.environ.get("MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING", "").lower() in ("true", "1")
     if not config.system_metrics and not by_environment:
         return False
     with suppress(ImportError):

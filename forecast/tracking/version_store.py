@@ -2,19 +2,17 @@
 
 import re
 from collections.abc import Mapping
-from typing import NamedTuple
-
-from forecast.tracking.store import calls_mlflow
-
-# isort: split
-from mlflow.entities.model_registry import ModelVersion
-from mlflow.exceptions import MlflowException
+from typing import TYPE_CHECKING, NamedTuple
 
 from forecast.errors import RegistryError, listing
 from forecast.redaction import without_password
 from forecast.tracking.champions import CHAMPIONS
 from forecast.tracking.run_store import RunStore
+from forecast.tracking.store import calls_mlflow, error_code
 from forecast.tracking.versions import Version, from_mlflow
+
+if TYPE_CHECKING:
+    from mlflow.entities.model_registry import ModelVersion
 
 
 class ModelEntry(NamedTuple):
@@ -41,8 +39,8 @@ class VersionStore(RunStore):
             if number:
                 return from_mlflow(self._client.get_model_version(self.name, number[1]))
             return from_mlflow(self._client.get_model_version_by_alias(self.name, str(name)))
-        except MlflowException as error:
-            if error.error_code not in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
+        except Exception as error:
+            if error_code(error) not in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
                 raise
         aliases = self._model("registry.name" if key == "registry.alias" else key).aliases
         if (deleted := aliases.get(str(name))) is not None:
@@ -76,8 +74,8 @@ class VersionStore(RunStore):
         """Return aliases, which searching for versions does not report, and the history of champions."""
         try:
             model_entry = self._client.get_registered_model(self.name)
-        except MlflowException as error:
-            if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+        except Exception as error:
+            if error_code(error) != "RESOURCE_DOES_NOT_EXIST":
                 raise
         else:
             aliases = {alias: int(number) for alias, number in model_entry.aliases.items()}

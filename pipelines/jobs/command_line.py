@@ -7,6 +7,7 @@ reports a misspelt one with all other mistakes, before Hydra stops at it.
 import argparse
 import difflib
 import json
+import re
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -100,6 +101,8 @@ def _compose(
     verb: str, overrides: Sequence[str], config_dir: Path | None, kind: type[Config]
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """Return the config tree of a verb, and its settings given as references."""
+    if config_dir is None and (plain := _plain(verb, overrides, kind)) is not None:
+        return plain, {}
     import hydra
     from hydra.errors import HydraException
     from omegaconf.errors import OmegaConfBaseException
@@ -134,6 +137,34 @@ def _compose(
         kind, settings, (file for folder in filter(None, (CONF, config_dir)) for file in folder.rglob("*.yaml"))
     )
     return settings, references
+
+
+def _plain(verb: str, overrides: Sequence[str], kind: type[Config]) -> dict[str, Any] | None:
+    """Return the config tree of a verb without presets if all its overrides are simple; else None, for Hydra.
+
+    It is the tree that Hydra would compose, which takes a third of a second to import.
+    """
+    if _primary(verb).exists():
+        return None
+    texts, paths = text_settings(kind), {path for path, field in fields(kind) if not group_of(field)}
+    tree: dict[str, Any] = {}
+    for override in overrides:
+        path, equals, value = override.partition("=")
+        if not equals or path not in paths or re.search(r"[\\$'\"{}]", value):
+            return None
+        if path in texts:
+            form, optional = texts[path]
+            setting = read_text(path, value, form, optional=optional)
+        elif re.fullmatch(r"true|false|[1-9]\d{0,14}", value):
+            setting = json.loads(value)
+        else:
+            return None
+        *groups, name = path.split(".")
+        group = tree
+        for parent in groups:
+            group = group.setdefault(parent, {})
+        group[name] = setting
+    return tree
 
 
 def _kind_of(verb: str) -> type[Config]:

@@ -70,7 +70,7 @@ def _branches(versions: "Sequence[Version]") -> "Iterator[tuple[str, Version]]":
 
 def runs_of(version: "Version") -> list[str]:
     """Return the runs that created and evaluated a version."""
-    from forecast.backtesting.result import BACKTEST_RUN
+    from forecast.names import BACKTEST_RUN
 
     return [version.run_id, version.tags.get(BACKTEST_RUN, "")]
 
@@ -105,7 +105,7 @@ class Accuracy:
 
 def accuracy_of(registry: "Registry", versions: "Sequence[Version]") -> dict[int, Accuracy]:
     """Return the accuracy of each version by its number."""
-    from forecast.backtesting.result import BACKTEST_RUN
+    from forecast.names import BACKTEST_RUN
 
     run_ids = {version.number: version.tags.get(BACKTEST_RUN, "") for version in versions}
     outcomes = registry.outcomes(run_ids.values()) if any(run_ids.values()) else {}

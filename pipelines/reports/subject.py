@@ -77,7 +77,7 @@ def subject_of(config: ReportConfig, temporary: Path) -> Subject:
 
 def _records(registry: "Registry", version: "Version") -> "Iterator[Record]":
     """Yield the runs that evaluated and created a version and its ancestors, latest first."""
-    from forecast.backtesting.result import BACKTEST_RUN
+    from forecast.names import BACKTEST_RUN
 
     versions = {entry.number: entry for entry in registry.versions()}
     ids, entry = [version.tags.get(BACKTEST_RUN, "")], versions.get(version.number)

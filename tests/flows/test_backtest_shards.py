@@ -4,7 +4,7 @@ import pytest
 from flow import BACKTEST, NAME, Store, refuse, succeed
 from mlflow import MlflowClient
 
-from forecast.backtesting.result import BACKTEST_RUN
+from forecast.names import BACKTEST_RUN
 
 pytestmark = pytest.mark.distributed
 

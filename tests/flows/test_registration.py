@@ -36,6 +36,7 @@ JOBS = {
 
 def rename(store: Store, before: str, after: str) -> None:
     with sqlite3.connect(store.uri.removeprefix("sqlite:///")) as database:
+        database.execute(f"DROP TABLE IF EXISTS {after}")  # MLflow makes what is missing when it opens the file.
         database.execute(f"ALTER TABLE {before} RENAME TO {after}")
 
 

@@ -11,8 +11,8 @@ from browser import needs_chromium, tab
 from flow import HORIZON, NAME, SERIES, Store, refuse, succeed
 from plotly.offline import get_plotlyjs
 
-from forecast.backtesting.result import BACKTEST_RUN
 from forecast.config import RegistryConfig
+from forecast.names import BACKTEST_RUN
 from forecast.tracking.registry import Registry
 
 

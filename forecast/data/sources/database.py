@@ -7,9 +7,7 @@ import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from itertools import count
-from typing import Any, Final
-
-import polars as pl
+from typing import TYPE_CHECKING, Any, Final
 
 from forecast.data.files import make_private
 from forecast.data.sources.connections import (
@@ -22,6 +20,9 @@ from forecast.data.sources.connections import (
 )
 from forecast.errors import OutputError
 from forecast.redaction import without_password
+
+if TYPE_CHECKING:
+    import polars as pl
 
 _LOG = logging.getLogger(__name__)
 _LOCK_SECONDS: Final = 30
@@ -85,8 +86,10 @@ class Database:
         self._cursor.execute(f'select * from "{table}" limit 0')
         return [column[0] for column in self._cursor.description]
 
-    def insert(self, table: str, frames: Iterable[pl.DataFrame]) -> None:
+    def insert(self, table: str, frames: "Iterable[pl.DataFrame]") -> None:
         """Insert rows; columns of the table that a frame lacks are null."""
+        import polars as pl
+
         for frame in frames:
             if self._postgresql:
                 rows = frame.to_arrow(compat_level=pl.CompatLevel.oldest())
@@ -155,15 +158,19 @@ def transaction(
         raise OutputError(f"{key}={uri}: {error}") from None
 
 
-def sql_type(dtype: pl.DataType) -> str:
+def sql_type(dtype: "pl.DataType") -> str:
     """Return the type of a column in both databases."""
+    import polars as pl
+
     if isinstance(dtype, pl.Datetime):
         return "timestamp with time zone" if dtype.time_zone else "timestamp"
     return {pl.String(): "text", pl.Int32(): "integer", pl.Int64(): "bigint"}.get(dtype, "double precision")
 
 
-def _as_text(name: str, dtype: pl.Datetime) -> pl.Expr:
+def _as_text(name: str, dtype: "pl.Datetime") -> "pl.Expr":
     """Return timestamps as text for SQLite, those with a time zone in UTC."""
+    import polars as pl
+
     moment = pl.col(name) if dtype.time_zone is None else pl.col(name).dt.convert_time_zone("UTC")
     zone = "" if dtype.time_zone is None else "+00:00"
     seconds, exact = (moment.dt.to_string(f"%Y-%m-%d %H:%M:%S{part}{zone}") for part in ("", "%.6f"))

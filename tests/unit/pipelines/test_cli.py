@@ -3,11 +3,15 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from forecast import errors
+from forecast.config import RunsConfig
+from forecast.tracking.store import connect
 from pipelines import cli
+from pipelines.jobs import command_line
 from pipelines.verbs import VERBS
 
 HEAVY = {"lightning_fabric", "mlflow", "pandas", "pytorch_lightning", "torch"}
@@ -19,6 +23,50 @@ def imported(*arguments: str, says: str = "usage: forecast", folder: Path | None
     done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=folder)
     assert says in done.stdout + done.stderr
     return set(re.findall(r"\|\s+(\w+)$", done.stderr, flags=re.MULTILINE))
+
+
+@pytest.fixture(scope="module")
+def local_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a registry in its default place that holds a model."""
+    folder = tmp_path_factory.mktemp("registry")
+    client: Any = connect(f"sqlite:///{folder / 'mlflow.db'}")[1]
+    client.create_experiment("loads", f"{folder.as_uri()}/mlruns")
+    client.create_registered_model("loads")
+    client.create_model_version("loads", f"{folder.as_uri()}/v1", "", {"digest": "ab12cd34", "kind": "pretrained"})
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("words", "text"),
+    [
+        (["runs", "list"], "no runs"),
+        (["models", "list", "registry.name=loads"], "ab12cd34"),
+        (["models", "show", "registry.name=loads", "registry.alias=1"], "ab12cd34"),
+    ],
+)
+def test_a_list_imports_no_large_package(words: list[str], text: str, local_store: Path) -> None:
+    modules = imported(*words, says=text, folder=local_store)
+    assert "forecast" in modules
+    assert not modules & {*HEAVY, "hydra", "polars", "sqlalchemy"}
+
+
+def test_a_model_of_a_local_registry_is_read_and_its_run_logged_without_mlflow(local_store: Path) -> None:
+    code = """
+import sys
+from pathlib import Path
+from forecast.config import ModelsConfig, RegistryConfig, load
+from forecast.tracking.registry import Registry
+registry = Registry(RegistryConfig(name="loads"))
+version = registry.resolve("1")
+with registry.run("score", load(ModelsConfig, {"registry": {"name": "loads"}}), {"version": "1"}) as run:
+    run.dataset("panel", digest="ab12", source="panel.parquet", rows=1, series=1, context="scoring", version=version)
+    run.label(version, ["2024-01-01T00:00:00"])
+    run.metrics({"score/rows": 1.0}, tags={"rows": 1})
+    run.json([], "manifests.json")
+print(sorted({"mlflow", "sqlalchemy", "pandas"} & sys.modules.keys()))
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=local_store, capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"
 
 
 def test_help_imports_nothing_that_takes_time() -> None:
@@ -158,3 +206,17 @@ def test_a_config_mistake_ends_a_real_command_with_its_exit_code() -> None:
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 2
     assert done.stderr == "error: 1 mistake in the config:\n  registry.nam: unknown key; did you mean registry.name?\n"
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        [],
+        ["runs.limit=7", "runs.every=true", "runs.status=failed", "runs.flow=007"],
+        ["runs.flow=null", "runs.dataset=a b, c=d", "runs.flow= train"],
+    ],
+)
+def test_simple_settings_are_composed_as_by_hydra(overrides: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    composed = command_line.compose("runs list", overrides, kind=RunsConfig)
+    monkeypatch.setattr(command_line, "_plain", lambda *_: None)
+    assert composed == command_line.compose("runs list", overrides, kind=RunsConfig)
