@@ -128,25 +128,31 @@ def _filtered(
     return path + pattern[..., None]
 
 
-def past_errors(history: History, smoothed: Smoothed, origins: Int[Tensor, " origin"]) -> Errors:
+def past_errors(history: History, smoothed: Smoothed, origins: Int[Tensor, " origin"], n_blank: int = 0) -> Errors:
     """Return mean absolute errors of candidates from earlier origins, on steps up to each origin.
 
-    They are of the last four seasons, or 64 steps, and of origins on a grid, at most 128 in a window.
+    They are of the last four seasons, or 64 steps, and of origins on a grid, at most 128 in a window; `n_blank` steps
+    before the first observation were left out of it.
     """
     time = history.filled.shape[1]
-    stride = max(1, time // _GRID)
-    grid = torch.arange((time - 1) % stride, time, stride, device=origins.device)
+    stride = max(1, (time + n_blank) // _GRID)
     leads = torch.tensor(LEADS, device=origins.device)
+    length = (4 * history.season).clamp(min=_MIN_WINDOW)
+    first = (time - 1) % stride
+    if len(origins) == 1 and len(length):  # No earlier origin of the grid counts for a single one.
+        first += max(0, int(origins[0]) - LEADS[-1] - int(length.max()) - first) // stride * stride
+    grid = torch.arange(first, time, stride, device=origins.device)
     paths = candidates(history, smoothed, grid, leads)
     target = grid[:, None] + leads
     inside = target < time
     index = target.clamp(max=time - 1)
     valid = inside & history.observed[:, index] & (history.n_observed[:, grid] >= _MIN_COUNT)[..., None]
+    if len(origins) == 1:  # Sums are then the same, bit by bit, wherever the grid begins.
+        valid = valid & (grid[:, None] > origins - leads - length[:, None, None])
     error = (history.raw[:, index, None] - paths).abs() * valid[..., None]
     zero = torch.zeros_like(error[:, :1])
     total = torch.cat([zero.double(), error.double().cumsum(1)], 1)
     number = torch.cat([zero[..., 0], valid.float().cumsum(1)], 1)
-    length = (4 * history.season).clamp(min=_MIN_WINDOW)
     # How many points of the grid lie before: [origin, lead], and [series, origin, lead].
     end = torch.searchsorted(grid, (origins[:, None] - leads).contiguous(), right=True)
     start = torch.searchsorted(grid, (origins[:, None] - leads - length[:, None, None]).contiguous(), right=True)

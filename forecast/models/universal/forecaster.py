@@ -7,6 +7,7 @@ from typing import Any, NamedTuple, Self, TypeVar
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
+from torch.nn import functional
 
 from forecast.config import ModelConfig
 from forecast.models.heads.quantile import QuantileHead
@@ -16,13 +17,14 @@ from forecast.models.inputs.scaling import FEW
 from forecast.models.inputs.shape import NetworkShape
 from forecast.models.inputs.transform import to_data, to_model
 from forecast.models.network.output import EncoderState, Output
-from forecast.models.tensors import each, join
+from forecast.models.tensors import each
 from forecast.models.tunable import Tunable
+from forecast.models.universal.blocks import in_blocks, in_blocks_by_length
 from forecast.models.universal.candidates import NAMES
 from forecast.models.universal.covariates import Columns, CovariateEffect, Shift
 from forecast.models.universal.forecasting import CONTEXTS
 from forecast.models.universal.history import Window
-from forecast.models.universal.network import LEVELS, PATCH, Shape, Steps, UniversalNetwork
+from forecast.models.universal.network import LEVELS, PATCH, Blank, Shape, Steps, UniversalNetwork
 
 # Windows that are forecast together. A block that is not full is filled up: a forecast does not depend on the others.
 _BLOCK = 64
@@ -31,7 +33,6 @@ _STEPS = 100_000
 _REACH = 20.0
 _LEAST_SPREAD = 0.005
 
-S = TypeVar("S", bound="_Windows | Reading")
 T = TypeVar("T")
 
 
@@ -172,7 +173,7 @@ class UniversalForecaster(Tunable[Reading]):
         if self._at_once:
             return self._decoded(reading)
         rows = each(reading, lambda values: values.flatten(0, 1)[:, None])
-        made: Tensor = _in_blocks(rows, self._decoded, _BLOCK, fill=True)[:, 0]
+        made: Tensor = in_blocks(rows, self._decoded, _BLOCK, fill=True)[:, 0]
         shape: torch.Size = reading.summary.shape[:2]
         return made.reshape(*shape, *made.shape[1:])
 
@@ -244,7 +245,7 @@ class UniversalForecaster(Tunable[Reading]):
             if torch.is_grad_enabled() or torch.onnx.is_in_onnx_export():
                 return then(self._reading(windows, at))
             size = max(1, _STEPS // (len(origins) * self.shape.horizon))
-            return _in_blocks(windows, lambda block: then(self._reading(block, at)), size)
+            return in_blocks(windows, lambda block: then(self._reading(block, at)), size)
 
         def rows(part: Tensor, length: int = context) -> Tensor:
             return gather_windows(part, origins, length).flatten(0, 1)
@@ -254,8 +255,17 @@ class UniversalForecaster(Tunable[Reading]):
         level = None if batch.level is None else batch.level.repeat_interleave(len(origins))
         windows = _Windows(rows(values), rows(batch.observed), level, columns)
         last = torch.tensor([context - 1], device=values.device)
-        made = _in_blocks(windows, lambda block: then(self._reading(block, last)), _BLOCK, fill=True)
+
+        def reader(length: int) -> Callable[[_Windows], T]:
+            blank = self._blank(context - length, values.device)
+            return lambda block: then(self._reading(block, last, blank))
+
+        made = in_blocks_by_length(windows, windows.observed, reader, _BLOCK)
         return each(made, lambda part: part[:, 0].unflatten(0, (len(batch.target), -1)))
+
+    def _blank(self, length: int, device: torch.device) -> Blank | None:
+        seasons = self.shape.season_length, self.shape.second_season
+        return self.network.blank(length, *seasons, device) if length else None
 
     def _shift(self, windows: _Windows, at: Int[Tensor, " origin"]) -> Shift | None:
         """Return what covariates add to windows; None without a regression on them."""
@@ -264,8 +274,12 @@ class UniversalForecaster(Tunable[Reading]):
         shift: Shift = self.effect(windows.values, windows.observed, windows.columns, at, self.shape.season_length)
         return shift
 
-    def _reading(self, windows: _Windows, at: Int[Tensor, " origin"]) -> Reading:
-        """Return the reading of windows from `at`, the indices of the last steps that are known."""
+    def _reading(self, windows: _Windows, at: Int[Tensor, " origin"], blank: Blank | None = None) -> Reading:
+        """Return the reading of windows from `at`, the indices of the last steps that are known.
+
+        The steps of `blank`, before any observation, are not read again.
+        """
+        n_blank = 0 if blank is None else blank.length
         context, device, shift = self.shape.context_length, windows.values.device, self._shift(windows, at)
         season, second = (
             torch.full(windows.values.shape[:1], steps, dtype=torch.long, device=device)
@@ -273,11 +287,13 @@ class UniversalForecaster(Tunable[Reading]):
         )
         ahead = torch.arange(1, self.shape.horizon + 1, device=device)
         values = windows.values if shift is None else windows.values - shift.history
-        window = Window(values, windows.observed, season, second)
-        state, steps, past, known = self.network.encode(window, at, ahead)
+        window = Window(values[:, n_blank:], windows.observed[:, n_blank:], season, second)
+        first, at = at - context + 1, at - n_blank
+        state, steps, past, known = self.network.encode(window, at, ahead, blank)
         level, scale = past.level[:, at], past.scale[:, at]
-        first = at - context + 1
-        recent = (gather_windows(past.raw, first, context) - level[..., None]) / scale[..., None]
+        recent = (gather_windows(functional.pad(past.raw, (n_blank, 0)), first, context) - level[..., None]) / scale[
+            ..., None
+        ]
         recent = recent.clamp(-_REACH, _REACH) * gather_windows(windows.observed, first, context)
         effect = None if shift is None else shift.ahead / scale[..., None]
         spread = (known.width / scale[..., None]).clamp(min=_LEAST_SPREAD)
@@ -320,15 +336,3 @@ class UniversalForecaster(Tunable[Reading]):
         if reading.level is not None:
             values = values - reading.level[..., None, None]
         return values.to(numbers.dtype)
-
-
-def _in_blocks(rows: S, function: Callable[[S], T], size: int, *, fill: bool = False) -> T:
-    """Return what a function makes of a named tuple of rows, of so many at a time; with `fill`, always of so many."""
-    count, made = len(rows[0]), []
-    for begin in range(0, max(count, 1), size):
-        block = each(rows, lambda values: values[begin : begin + size])  # noqa: B023
-        n = min(size, count - begin)
-        if fill and n < size:
-            block = each(block, lambda values: torch.cat([values, values.new_zeros(size - n, *values.shape[1:])]))  # noqa: B023
-        made.append(each(function(block), lambda values: values[:n]))  # noqa: B023
-    return join(made)

@@ -1,7 +1,7 @@
 """The network: patches of a series in, quantiles of the steps after each patch out."""
 
 import math
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from jaxtyping import Float, Int
@@ -61,6 +61,15 @@ class Steps(NamedTuple):
     scale: Float[Tensor, "series origin 1"]
 
 
+class Blank(NamedTuple):
+    """Steps before the first observation of any series of a window, which were left out of it."""
+
+    length: int
+    """A multiple of `PATCH`."""
+    carry: tuple[Float[Tensor, "layer 1 hidden"], ...]
+    """State of the cell after these steps."""
+
+
 class UniversalNetwork(nn.Module):
     """Forecasts any series, of any season, length and horizon.
 
@@ -100,18 +109,36 @@ class UniversalNetwork(nn.Module):
         state, steps, past, known = self.encode(window, origins, ahead)
         return Distribution(self.decode(state, steps), past, known, state)
 
+    @torch.no_grad()
+    def blank(self, length: int, season: int, second: int, device: torch.device) -> Blank:
+        """Return what `encode` takes in place of the first `length` steps, before any observation."""
+        values = torch.zeros(1, length, device=device)
+        seasons = (torch.tensor([steps], device=device) for steps in (season, second))
+        inputs, _ = self._inputs(history(Window(values, values.bool(), *seasons)))
+        with flushed_denormals():
+            carry = self.cell(self.read(inputs))[1]
+        return Blank(length, carry if isinstance(carry, tuple) else (carry,))
+
     def encode(
-        self, window: Window, origins: Int[Tensor, " origin"], ahead: Int[Tensor, " step"]
+        self,
+        window: Window,
+        origins: Int[Tensor, " origin"],
+        ahead: Int[Tensor, " step"],
+        blank: Blank | None = None,
     ) -> tuple[Float[Tensor, "series origin state"], Steps, History, Evidence]:
-        """Return what the cell has read, and what else `decode` needs, as `forward`."""
+        """Return what the cell has read, and what else `decode` needs, as `forward`.
+
+        The forecast is that of the window with the steps of `blank` before it.
+        """
+        n_blank, carry = (0, None) if blank is None else (blank.length, self._carry(blank, len(window.values)))
         with torch.no_grad():
             past = history(window)
             smoothed = smooth(past)
             paths = candidates(past, smoothed, origins, ahead)
-            known = evidence(past, past_errors(past, smoothed, origins), origins, ahead)
+            known = evidence(past, past_errors(past, smoothed, origins, n_blank), origins, ahead)
             inputs, extra = self._inputs(past)
         with flushed_denormals():  # Gates of this cell close so far that they would take most of its time.
-            states, _ = self.cell(self.read(inputs))
+            states, _ = self.cell(self.read(inputs), carry)
         number = (origins + 1) // PATCH - 1
         state = self.state(torch.cat([states[:, number], extra[:, number]], -1))
         location, scale = past.level[:, origins, None], past.scale[:, origins, None]
@@ -122,6 +149,10 @@ class UniversalNetwork(nn.Module):
             start = (logits.softmax(-1) * relative).sum(-1, keepdim=True)
             features = self._steps(past, known, relative, start, width, origins=origins, ahead=ahead)
         return state, Steps(features, relative, logits, width, location, scale), past, known
+
+    def _carry(self, blank: Blank, n_series: int) -> Any:
+        carry = tuple(part.expand(-1, n_series, -1).contiguous() for part in blank.carry)
+        return carry if self.shape.cell == "lstm" else carry[0]
 
     def decode(self, state: Float[Tensor, "series origin state"], steps: Steps) -> Tensor:
         """Return `Distribution.quantiles`."""

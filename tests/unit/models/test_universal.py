@@ -79,6 +79,30 @@ def test_a_series_has_the_same_forecast_alone_and_among_others(network: Universa
         np.testing.assert_array_equal(alone[0], together[row])
 
 
+@pytest.mark.parametrize(("context", "length"), [(512, 64), (512, 96), (2048, 256)])
+def test_steps_before_any_observation_need_not_be_read(network: UniversalNetwork, context: int, length: int) -> None:
+    values = np.stack([series(context, seed) for seed in range(3)])
+    for row, first in enumerate((context - length, context - length + 5, context - length + 23)):
+        values[row, :first] = np.nan
+    values[0, -30] = np.nan
+    whole, ahead = window(values, 24, 168), torch.arange(1, 13)
+    blank = network.blank(context - length, 24, 168, torch.device("cpu"))
+    part = whole._replace(values=whole.values[:, blank.length :], observed=whole.observed[:, blank.length :])
+    expected = network.encode(whole, torch.tensor([context - 1]), ahead)
+    state, steps, *_ = network.encode(part, torch.tensor([length - 1]), ahead, blank)
+    torch.testing.assert_close(state, expected[0], rtol=1e-6, atol=1e-6)
+    for name, values_of_part, values_of_whole in zip(steps._fields, steps, expected[1], strict=True):
+        assert torch.equal(values_of_part, values_of_whole), name
+
+
+def test_errors_before_a_single_origin_are_those_among_several(network: UniversalNetwork) -> None:
+    past, ahead = window(np.stack([series(512, seed) for seed in range(2)])), torch.arange(1, 13)
+    single = network.encode(past, torch.tensor([479]), ahead)[1]
+    several = network.encode(past, torch.tensor([407, 479]), ahead)[1]
+    torch.testing.assert_close(single.logits[:, 0], several.logits[:, 1], rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(single.width[:, 0], several.width[:, 1], rtol=1e-5, atol=1e-6)
+
+
 @pytest.mark.parametrize("flushes", [False, True])
 def test_a_forecast_leaves_small_numbers_as_its_thread_had_them(network: UniversalNetwork, flushes: bool) -> None:
     def is_flushed() -> bool:
