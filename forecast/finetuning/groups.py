@@ -40,6 +40,12 @@ class FitTask:
 GroupTask: TypeAlias = TrialTask | FitTask
 IS_FINITE: Final = "is_finite"
 
+# From this share of tuned series on, a fit in closed form takes the passes of the network over its whole group: they
+# are those of the trial, which may still be in memory. Whether they are must not matter for the bits of the result.
+_WHOLE: Final = 0.5
+# Bytes of such passes that are kept from trials to fits, at most.
+_KEPT_BYTES: Final = 1 << 30
+
 
 @dataclass(frozen=True)
 class TuningWork:
@@ -71,19 +77,21 @@ class TuningWork:
     def open(self) -> Callable[[GroupTask], Columns]:
         """Return the function of a task."""
         prepare()
-        return Groups(self, PanelTensors.of(self.panel, self.artifact.network, self.device)).run
+        return Groups(self, PanelTensors.of(self.panel, self.artifact.network, self.device), kept_bytes=0).run
 
 
 class Groups:
     """The groups of a fine-tuning, on a panel that is on its device."""
 
-    def __init__(self, work: TuningWork, data: PanelTensors) -> None:
+    def __init__(self, work: TuningWork, data: PanelTensors, *, kept_bytes: int = _KEPT_BYTES) -> None:
+        """Keep up to `kept_bytes` of passes of the network from trials to fits; those of a single group always."""
         self._work = work
         base = work.artifact.on(work.device)
         self._whole = SeriesGroup(base.network, data, work.series, work.usable)
         latest = work.artifact.uncalibrated().latest.on(work.device)
         self._final = FinalBank.of(latest, data, work.panel.lengths, work.settings) if work.has_final else None
-        self._group: HeadGroup | GradientGroup | None = None
+        self._kept: dict[int, HeadGroup | GradientGroup] = {}
+        self._free_bytes = kept_bytes
 
     def run(self, task: GroupTask) -> Columns:
         """Return the result of a task.
@@ -99,20 +107,26 @@ class Groups:
         return kind(self._whole.rows(rows), self._work.settings)
 
     def _trial(self, number: int) -> Columns:
-        self._group = None  # Frees memory before the next group.
-        self._group = self._open(self._work.part(number))
-        return self._group.trial()
+        group = self._open(self._work.part(number))
+        columns = group.trial()
+        if self._work.count == 1:
+            self._kept[number] = group
+        elif isinstance(group, HeadGroup) and group.n_bytes <= self._free_bytes:
+            self._kept[number] = group
+            self._free_bytes -= group.n_bytes
+        return columns
 
     def _fit(self, task: FitTask) -> Columns:
         part, rows, bank = self._work.part(task.number), task.rows, self._work.artifact.bank
-        if self._work.count == 1:
-            # Reuse the forward passes of the trial, unless it was resumed from a checkpoint.
-            group = (self._group or self._open(part)).subset(rows)
+        kept = self._kept.pop(task.number, None)
+        in_closed_form = self._work.settings.kind == HEAD
+        if self._work.count == 1 or (in_closed_form and len(rows) >= max(1, _WHOLE * len(part))):
+            group = (kept or self._open(part)).subset(rows)
         elif len(rows):
-            self._group = None
             group = self._open(part[rows])
         else:
             group = self._open(part[:1]).subset(rows)
+        del kept
         series = self._whole.series[part[rows]]
         names = self._work.panel.series_id[series].tolist()
         fit = group.fit(task.change, (bank, bank.rows(names)) if bank else None)

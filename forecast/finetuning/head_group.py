@@ -87,6 +87,11 @@ class HeadGroup:
             half_life=settings.half_life,
         )
 
+    @property
+    def n_bytes(self) -> int:
+        """Bytes of what a pass of the network leaves."""
+        return self._origins.n_bytes
+
     def subset(self, rows: IntArray) -> Self:
         """Return the group restricted to `rows`, without another pass of the network."""
         subset = copy.copy(self)

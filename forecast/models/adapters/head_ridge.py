@@ -45,8 +45,16 @@ class Origins:
 
     def some(self, rows: Tensor) -> "Origins":
         """Return the origins of some of the series."""
-        parts = (self.features, self.residual, self.columns, self.held_features, self.target, self.weight)
-        return Origins(self.every, *(part[rows] for part in parts))
+        return Origins(self.every, *(part[rows] for part in self._parts))
+
+    @property
+    def n_bytes(self) -> int:
+        """Bytes of all tensors."""
+        return sum(part.nbytes for part in self._parts)
+
+    @property
+    def _parts(self) -> tuple[Tensor, ...]:
+        return self.features, self.residual, self.columns, self.held_features, self.target, self.weight
 
 
 def at_origins(group: SeriesGroup[N], *, n_steps: int, n_windows: int, half_life: float | None) -> Origins:
