@@ -313,7 +313,7 @@ def _scale(sample: int | None) -> None:
     folder = data_folder(task, "m5")
     if folder is None:
         return
-    config = configured(task, folder, ["fit.max_steps=0"])
+    config = configured(task, folder, ["fit.max_steps=0", "model.init=null"])
     loaded = training_data(
         _first(read_panel(config.data, config.window.horizon), sample), config.window.horizon, config.model, config.fit
     )

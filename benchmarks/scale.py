@@ -1,4 +1,4 @@
-"""More than one process or machine: the same bytes, overhead, very many series, and what failures cost.
+"""More than one process or machine: the same bytes, overhead, very many series, fine-tuned too, and what failures cost.
 
 `python -m benchmarks scale` runs all parts, `python -m benchmarks.scale overhead failures` those named. Every
 measurement is a process of its own. GATECAST_BENCH_SCALE=0.01 makes the panels smaller.
@@ -24,6 +24,8 @@ EQUAL_SERIES, FAILURE_SERIES = round(10_000 * SCALE), round(50_000 * SCALE)
 SMALL_SHARDS = 500
 MANY_SERIES, MANY_STEPS, MANY_CONTEXT, MANY_HORIZON, MANY_SHARES = round(10_000_000 * SCALE), 12, 8, 4, 100
 SHARES = 16
+TUNED_SERIES, TUNED_SHARES = round(1_000_000 * SCALE), max(2, round(16 * SCALE))
+NIGHT_SERIES = min(10_000, TUNED_SERIES)
 LOCAL: dict[str, Any] = {}
 
 task = partial(run, module="benchmarks.scale_tasks")
@@ -147,6 +149,49 @@ def many() -> None:
     )
 
 
+def finetune() -> None:
+    """Fine-tuning of a million series in shares, one after the other, and forecasts with the bank."""
+    passes: list[list[Figures]] = []
+    with _panel(TUNED_SERIES) as (folder, given):
+        for _ in range(2):
+            shares = [(index, TUNED_SHARES) for index in range(TUNED_SHARES)]
+            passes.append([task("finetune", **given, folder=folder, share=share) for share in shares])
+            disk = sum(path.stat().st_size for path in Path(folder, "groups").iterdir()) / 1e9
+        commit = task("finetune", **given, folder=folder)
+        opened = task("load_model", model=f"{folder}/model-tuned")
+        with _panel(NIGHT_SERIES) as (_, night):
+            scores = {
+                name: task("score", model=model, panel=night["panel"], folder=f"{folder}/{name}")
+                for name, model in (("base", given["model"]), ("fine-tuned", f"{folder}/model-tuned"))
+            }
+    cpu, series = sum(cost["cpu"] for each in passes for cost in each), sum(cost["series"] for cost in passes[0])
+    print(
+        f"{series:,} series of {STEPS} hours in {TUNED_SHARES} shares, kind head, every series tuned: {commit['tuned']:,}"
+    )
+    show_table(
+        ("", "wall s", "CPU s", "peak RSS of a process, MB"),
+        [
+            *(
+                (f"{name}, {TUNED_SHARES} shares", *_sums(costs))
+                for name, costs in zip(("trials", "fits"), passes, strict=True)
+            ),
+            ("commit, model saved", *_sums([commit])),
+            ("model loaded", *_sums([opened])),
+            *((f"{NIGHT_SERIES:,} series scored, {name}", *_sums([cost])) for name, cost in scores.items()),
+        ],
+    )
+    print(
+        f"{series / cpu:.0f} series a CPU second of the shares; groups on disk {disk:.2f} GB, "
+        f"the model {commit['size']:.0f} MB"
+    )
+
+
+def _sums(costs: list[Figures]) -> tuple[str, str, str]:
+    """Return wall and CPU seconds of all processes, and the largest memory of one."""
+    wall, cpu = (sum(cost[name] for cost in costs) for name in ("wall", "cpu"))
+    return f"{wall:.1f}", f"{cpu:.1f}", f"{max(cost['rss'] for cost in costs):.0f}"
+
+
 def failures() -> None:
     """What a lost worker, node, head and job cost."""
     found: dict[str, Figures] = {}
@@ -217,7 +262,7 @@ def _cluster() -> Iterator[tuple[str, int, int]]:
         cluster.shutdown()
 
 
-PARTS: dict[str, Callable[[], None]] = {"equal": equal, "overhead": overhead, "many": many, "failures": failures}
+PARTS: dict[str, Callable[[], None]] = {part.__name__: part for part in (equal, overhead, many, finetune, failures)}
 
 
 if __name__ == "__main__":

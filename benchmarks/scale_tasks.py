@@ -14,12 +14,14 @@ from typing import Any
 import numpy as np
 import polars as pl
 
+from benchmarks.finetune import UNGATED
 from benchmarks.meter import Figures, Meter, answer
 from benchmarks.timed_engine import TimedEngine
 from forecast import artifact as artifacts
-from forecast.config import EngineSettings, JobShare, ScoreOutput, ScoreSettings, SourceConfig
+from forecast.config import EngineSettings, FinetuneSettings, JobShare, ScoreOutput, ScoreSettings, SourceConfig
 from forecast.data.files import locked
 from forecast.engines.engine import open_engine
+from forecast.finetuning import finetune as finetuning
 from forecast.scoring.job import ScoreJob
 
 
@@ -112,6 +114,32 @@ def _memory_of_workers() -> Iterator[dict[str, float]]:
         thread.join()
 
 
+def finetune(model: str, panel: str, folder: str, share: tuple[int, int] | None = None) -> Figures:
+    """A share of a fine-tuning in closed form in which every series is tuned, or the commit; groups go to `folder`."""
+    artifact = artifacts.load(Path(model))
+    loaded = artifact.open(SourceConfig(path=panel))
+    windows = {"gate_windows": 2, "report_windows": 1, "holdout_windows": 0}
+    settings = FinetuneSettings(**windows, accelerator="cpu", final=False, checkpoint=f"{folder}/groups")
+    settings = settings.model_copy(update=UNGATED)
+    with Meter() as meter:
+        if share:
+            done = finetuning.finetune_share(artifact, loaded.panel, settings, JobShare(*share))
+            facts: Figures = {"series": done.n_series, "fitted": done.is_fitted}
+        else:
+            result = finetuning.finetune(artifact, loaded.panel, settings, commit=True)
+            result.artifact.save(Path(folder, "model-tuned"))
+            size = sum(path.stat().st_size for path in Path(folder, "model-tuned").iterdir()) / 1e6
+            facts = {"tuned": result.summary["series_tuned"], "size": size}
+    return {**meter.figures, **facts}
+
+
+def load_model(model: str) -> Figures:
+    """A saved model to memory."""
+    with Meter() as meter:
+        artifacts.load(Path(model))
+    return meter.figures
+
+
 def digest(folder: str) -> Figures:
     """Return a hash of all files of scores but the fields of manifests that name the run and its time."""
     hasher = hashlib.sha256()
@@ -160,7 +188,10 @@ def write_many(folder: str, series: int, steps: int, per_file: int) -> Figures:
     return {"rows": series * steps}
 
 
-TASKS: dict[str, Callable[..., Figures]] = {task.__name__: task for task in (score, digest, rows, write_many)}
+WORK = score, finetune, load_model, digest, rows, write_many
+TASKS: dict[str, Callable[..., Figures]] = {
+    task.__name__: task for task in (score, finetune, load_model, digest, rows, write_many)
+}
 
 if __name__ == "__main__":
     answer(TASKS)
