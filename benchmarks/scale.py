@@ -165,9 +165,7 @@ def finetune() -> None:
                 for name, model in (("base", given["model"]), ("fine-tuned", f"{folder}/model-tuned"))
             }
     cpu, series = sum(cost["cpu"] for each in passes for cost in each), sum(cost["series"] for cost in passes[0])
-    print(
-        f"{series:,} series of {STEPS} hours in {TUNED_SHARES} shares, kind head, every series tuned: {commit['tuned']:,}"
-    )
+    print(f"{series:,} series of {STEPS} hours in {TUNED_SHARES} shares, kind head: {commit['tuned']:,} tuned")
     show_table(
         ("", "wall s", "CPU s", "peak RSS of a process, MB"),
         [
