@@ -90,7 +90,10 @@ def drawn(network: UniversalForecaster, kind: str, spread: float) -> Deltas:
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("unit", [0.0, 0.5])
 def test_changes_of_nothing_leave_the_forecast(model: Artifact, panel: Loaded, kind: str, unit: float) -> None:
-    """Bit by bit with a frozen encoder; weights of a series of its own are multiplied in other blocks."""
+    """Bit by bit with a frozen encoder; weights of a series of its own are multiplied in other blocks.
+
+    On a logarithmic scale, the last bits of `sinh` depend on the place of a value in memory.
+    """
     network = copy.deepcopy(network_of(model))
     network.shape = replace(network.shape, unit=unit)
     changes = stacked.unchanged(network, kind, 2, 2) | {BLEND: torch.ones(2)}
@@ -98,9 +101,8 @@ def test_changes_of_nothing_leave_the_forecast(model: Artifact, panel: Loaded, k
     tuned = base.with_bank(AdapterBank(kind, ["s00", "s02"], changes), trained_until=0, parent_digest="")
     at = windows_at(panel.panel, panel.panel.last_index)
     before, after = (predict(each, panel.panel, at).tuned for each in (base, tuned))
-    if kind in stacked.FROZEN:
-        np.testing.assert_array_equal(before, after)
-    np.testing.assert_allclose(before, after, rtol=1e-5)
+    exact = kind in stacked.FROZEN and not unit
+    np.testing.assert_allclose(before, after, rtol=0 if exact else 1e-5)
 
 
 @pytest.mark.parametrize("kind", ["embedding", "lora", "full"])
