@@ -23,6 +23,7 @@ STEPS, CONTEXT, HORIZON = 64, 48, 12
 KILL_SERIES, KILLS = round(50_000 * SCALE), 20
 STATE_SERIES, STATE_STEPS, NEW_STEPS = round(10_000 * SCALE), 1_200, 24
 CONTEXTS, STATE_HORIZON = (168, 1_000), 48
+PRETRAINED_STEPS = 600
 # Of the parts that are compared with the network alone, and with other libraries.
 LONG_SERIES, LONG_STEPS, LONG_CONTEXT, LONG_HORIZON, ROUNDS = round(10_000 * SCALE), 1_000, 168, 48, 3
 # Series of those that sample paths, and of the small table that goes first.
@@ -215,12 +216,35 @@ def state() -> None:
     print(f"carried, context {long:,} / {short:,}: {other['cpu'] / one['cpu']:.2f} times the CPU time")
 
 
+def pretrained() -> None:
+    """A small model alone, and with the share of the pretrained network that validation gives it."""
+    contenders: dict[str, Callable[[], Figures]] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        models = {"LSTM of 32": None, "with a share of gatecast-nano": "gatecast-nano-1"}
+        for init in models.values():
+            run("small_model", folder=f"{folder}/{init}", context=CONTEXT, horizon=HORIZON, init=init)
+        for steps, series in ((STEPS, SIZES[0]), (PRETRAINED_STEPS, SIZES[0] // 5)):
+            table, panel = f"{folder}/table-{steps}", f"{folder}/panel-{steps}"
+            run("write", folder=table, series=series, steps=steps)
+            run("prepare_panel", path=table, folder=panel, horizon=HORIZON, **HOURLY)
+            for label, init in models.items():
+                contenders[f"{series:,} series of {steps}, {label}"] = partial(
+                    lambda **given: run("score", **given, folder=f"{folder}/{uuid.uuid4()}"),
+                    model=f"{folder}/{init}",
+                    panel=panel,
+                )
+        found = least(contenders, ROUNDS)
+    print(f"Prepared panels of hours, context {CONTEXT}, horizon {HORIZON}, to Parquet; the cheapest of {ROUNDS}")
+    show_table(("", "CPU s", "wall s"), ((name, f"{c['cpu']:.2f}", f"{c['wall']:.2f}") for name, c in found.items()))
+
+
 PARTS: dict[str, Callable[[], None]] = {
     "scale": scale,
     "kills": kills,
     "forward": forward,
     "peers": peers,
     "state": state,
+    "pretrained": pretrained,
 }
 
 

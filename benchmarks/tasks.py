@@ -195,9 +195,9 @@ def train(folder: str, steps: int) -> Figures:
     return {**meter.figures, "opening": opening.figures}
 
 
-def small_model(folder: str, context: int, horizon: int) -> Figures:
-    """Write a model that a few steps have trained, without the pretrained network."""
-    _write_model(folder, 100, 300, context, horizon, ModelConfig(hidden_size=32, init=None), steps=10)
+def small_model(folder: str, context: int, horizon: int, init: str | None = None) -> Figures:
+    """Write a model that a few steps have trained, with a pretrained network of the package to choose or without."""
+    _write_model(folder, 100, 300, context, horizon, ModelConfig(hidden_size=32, init=init), steps=10)
     return {}
 
 
