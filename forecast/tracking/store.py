@@ -6,6 +6,7 @@ Import this module before MLflow: it sets variables that MLflow reads on import.
 import functools
 import os
 import re
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -90,10 +91,13 @@ def tracking_uri(config: RegistryConfig) -> str:
 
 
 def connect(uri: str) -> "tuple[Calls, MlflowClient]":
-    """Return the deadlines of calls and a client, after one answered call; local stores have no deadlines."""
+    """Return the deadlines of calls and a client, after one answered call; local stores have no deadlines.
+
+    Once MLflow is imported, all calls are made by it: it keeps databases open that a relative path no longer names.
+    """
     calls = Calls(uri)
-    if file := local_file(uri):
-        return calls, cast("MlflowClient", LocalClient(file, functools.partial(_open, uri)))
+    if "mlflow" not in sys.modules and (file := local_file(uri)):
+        return calls, cast("MlflowClient", local_client(uri, file))
     client = _open(uri)
     if is_server(uri) or _is_database_server(uri):
         timed = cast("MlflowClient", TimedClient(client, calls))
@@ -101,6 +105,11 @@ def connect(uri: str) -> "tuple[Calls, MlflowClient]":
             timed.search_experiments(max_results=1)
         return calls, timed
     return calls, client
+
+
+def local_client(uri: str, file: Path) -> LocalClient:
+    """Return a client of the store in a SQLite file, of which MLflow's client makes the unusual calls."""
+    return LocalClient(file, functools.partial(_open, uri))
 
 
 def _open(uri: str) -> "MlflowClient":

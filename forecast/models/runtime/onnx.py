@@ -25,6 +25,7 @@ from forecast.models.inputs.batch import Batch
 from forecast.models.inputs.frame import Frame
 from forecast.models.network.ensemble import Forecaster, members_of, recurrent_members
 from forecast.models.network.output import Output
+from forecast.models.runtime.torch_setup import flushed_denormals
 
 OPSET: Final = 17
 # What smoothing forecasts is a part of the arguments.
@@ -57,7 +58,9 @@ class OnnxForecaster:
             return output
         wanted = {field.name for field in self._session.get_inputs()}
         given = {name: values.numpy() for name, values in batch.inputs.items() if name in wanted}
-        arguments, state, *frame = (torch.from_numpy(values)[:, None] for values in self._session.run(OUTPUTS, given))
+        with flushed_denormals():  # The option of a session would leave the thread that made it so.
+            results = self._session.run(OUTPUTS, given)
+        arguments, state, *frame = (torch.from_numpy(values)[:, None] for values in results)
         return Output(arguments, state, Frame._make([*frame, torch.zeros_like(frame[-1])]), self._head)
 
 
@@ -206,7 +209,6 @@ def _session(graph: bytes) -> Any:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads, options.inter_op_num_threads = torch.get_num_threads(), 1
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    options.add_session_config_entry("session.set_denormal_as_zero", "1")
     options.log_severity_level = 3
     return onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
 

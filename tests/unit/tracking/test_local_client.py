@@ -10,7 +10,7 @@ import pytest
 from forecast.tracking.entities import Dataset, DatasetInput, InputTag, LoggedModelInput, Metric, Param, RunTag
 from forecast.tracking.local_client import LocalClient
 from forecast.tracking.local_database import REVISIONS, local_file
-from forecast.tracking.store import connect
+from forecast.tracking.store import connect, local_client
 
 RUN_TABLES = ("runs", "tags", "params", "metrics", "latest_metrics", "datasets", "inputs", "input_tags")
 CHANGING = ("start_time", "end_time")
@@ -29,9 +29,7 @@ def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def client(empty_store: Path, tmp_path: Path) -> LocalClient:
     file = tmp_path / "mlflow.db"
     file.write_bytes(empty_store.read_bytes())
-    local = connect(f"sqlite:///{file}")[1]
-    assert isinstance(local, LocalClient)
-    return local
+    return local_client(f"sqlite:///{file}", file)
 
 
 def log_run(client: Any, experiment: str, folder: Path) -> str:
