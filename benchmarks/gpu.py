@@ -105,10 +105,8 @@ def _score(options: argparse.Namespace) -> None:
             prepare_panel(path=f"{path}-table", folder=f"{path}-panel", horizon=horizon, **HOURLY)
             start = time.perf_counter()
             score_panel(f"{path}-model", f"{path}-panel", f"{path}-out", runtime=runtime)
-            whole = series / (time.perf_counter() - start)
-            rows.append(
-                (name, f"{series:,}", f"{whole:,.0f}", f"{_forward_rate(f'{path}-model', options.device):,.0f}")
-            )
+            rate = series / (time.perf_counter() - start)
+            rows.append((name, f"{series:,}", f"{rate:,.0f}", f"{_forward_rate(f'{path}-model', options.device):,.0f}"))
     show_table(("", "series", "series/s, panel to Parquet", "series/s of the network alone"), rows)
 
 

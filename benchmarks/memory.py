@@ -17,26 +17,18 @@ from benchmarks.meter import ROOT, run
 
 STEPS = 64
 NAME, PANEL = "registry.name=many", "data.path=panel"
-SHORT = ["registry.alias=1"]
-VERBS: dict[str, list[list[str]]] = {
-    "data prepare": [["data", "prepare", "data.path=table", "data.freq=1h", "window.horizon=6", "output.path=panel"]],
-    "data profile": [["data", "profile", PANEL, "data.freq=1h", "output.path=profile"]],
+VERSION = "registry.alias=1"
+VERBS: dict[str, list[str]] = {
+    "data prepare": ["data", "prepare", "data.path=table", "data.freq=1h", "window.horizon=6", "output.path=panel"],
+    "data profile": ["data", "profile", PANEL, "data.freq=1h", "output.path=profile"],
     "train": [
-        [
-            *("train", NAME, PANEL, "data.freq=1h", "window.horizon=6", "window.context_length=24"),
-            *(
-                "model.hidden_size=32",
-                "model.init=none",
-                "fit.max_steps=50",
-                "fit.holdout_windows=4",
-                "fit.final=false",
-            ),
-        ]
+        *("train", NAME, PANEL, "data.freq=1h", "window.horizon=6", "window.context_length=24"),
+        *("model.hidden_size=32", "model.init=none", "fit.max_steps=50", "fit.holdout_windows=4", "fit.final=false"),
     ],
-    "backtest": [["backtest", NAME, *SHORT, PANEL, "output.path=backtest"]],
-    "calibrate": [["calibrate", NAME, *SHORT, PANEL]],
-    "score": [["score", NAME, *SHORT, PANEL, "output.path=scores", "score.cutoff=2024-01-03T08:00:00"]],
-    "monitor": [["monitor", NAME, *SHORT, PANEL, "scores.path=scores", "output.path=monitor"]],
+    "backtest": ["backtest", NAME, VERSION, PANEL, "output.path=backtest"],
+    "calibrate": ["calibrate", NAME, VERSION, PANEL],
+    "score": ["score", NAME, VERSION, PANEL, "output.path=scores", "score.cutoff=2024-01-03T08:00:00"],
+    "monitor": ["monitor", NAME, VERSION, PANEL, "scores.path=scores", "output.path=monitor"],
 }
 
 
@@ -53,9 +45,8 @@ def main(*argv: str) -> None:
         table = {"folder": f"{folder}/table", "series": options.series, "steps": STEPS, "per_file": 250_000}
         run("write_many", module="benchmarks.scale_tasks", **table)
         for verb in verbs:
-            for arguments in VERBS[verb]:
-                rows.append((verb, *_cost(arguments, Path(folder))))
-                print(*rows[-1], flush=True)
+            rows.append((verb, *_cost(VERBS[verb], Path(folder))))
+            print(*rows[-1], flush=True)
     print(f"\n{options.series:,} series of {STEPS} hours")
     show_table(("", "exit", "wall s", "CPU s", "peak RSS, GB"), rows)
 

@@ -188,7 +188,6 @@ def write_many(folder: str, series: int, steps: int, per_file: int) -> Figures:
     return {"rows": series * steps}
 
 
-WORK = score, finetune, load_model, digest, rows, write_many
 TASKS: dict[str, Callable[..., Figures]] = {
     task.__name__: task for task in (score, finetune, load_model, digest, rows, write_many)
 }

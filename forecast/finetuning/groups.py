@@ -42,7 +42,7 @@ IS_FINITE: Final = "is_finite"
 
 # From this share of tuned series on, a fit in closed form takes the passes of the network over its whole group: they
 # are those of the trial, which may still be in memory. Whether they are must not matter for the bits of the result.
-_WHOLE: Final = 0.5
+_WHOLE_SHARE: Final = 0.5
 # Bytes of such passes that are kept from trials to fits, at most.
 _KEPT_BYTES: Final = 1 << 30
 
@@ -90,7 +90,7 @@ class Groups:
         self._whole = SeriesGroup(base.network, data, work.series, work.usable)
         latest = work.artifact.uncalibrated().latest.on(work.device)
         self._final = FinalBank.of(latest, data, work.panel.lengths, work.settings) if work.has_final else None
-        self._kept: dict[int, HeadGroup | GradientGroup] = {}
+        self._trials: dict[int, HeadGroup | GradientGroup] = {}
         self._free_bytes = kept_bytes
 
     def run(self, task: GroupTask) -> Columns:
@@ -110,23 +110,23 @@ class Groups:
         group = self._open(self._work.part(number))
         columns = group.trial()
         if self._work.count == 1:
-            self._kept[number] = group
+            self._trials[number] = group
         elif isinstance(group, HeadGroup) and group.n_bytes <= self._free_bytes:
-            self._kept[number] = group
+            self._trials[number] = group
             self._free_bytes -= group.n_bytes
         return columns
 
     def _fit(self, task: FitTask) -> Columns:
         part, rows, bank = self._work.part(task.number), task.rows, self._work.artifact.bank
-        kept = self._kept.pop(task.number, None)
+        trial = self._trials.pop(task.number, None)
         in_closed_form = self._work.settings.kind == HEAD
-        if self._work.count == 1 or (in_closed_form and len(rows) >= max(1, _WHOLE * len(part))):
-            group = (kept or self._open(part)).subset(rows)
+        if self._work.count == 1 or (in_closed_form and len(rows) >= max(1, _WHOLE_SHARE * len(part))):
+            group = (trial or self._open(part)).subset(rows)
         elif len(rows):
             group = self._open(part[rows])
         else:
             group = self._open(part[:1]).subset(rows)
-        del kept
+        del trial  # Frees the passes of series that are not fitted.
         series = self._whole.series[part[rows]]
         names = self._work.panel.series_id[series].tolist()
         fit = group.fit(task.change, (bank, bank.rows(names)) if bank else None)

@@ -16,8 +16,7 @@ from forecast.names import SERIES_ID
 def series_missing_known(panel: Panel, data: DataConfig, *, cutoff: int, horizon: int) -> BoolArray:
     """Return a mask of series that miss a known covariate in the `horizon` steps after grid index `cutoff`, [S]."""
     counts = missing_known(panel, data, horizon=horizon, cutoff=cutoff)
-    names = counts.filter(counts["missing_horizon"] > 0)[SERIES_ID].unique()
-    return is_among(panel.series_id, names)
+    return is_among(panel.series_id, counts.filter(counts["missing_horizon"] > 0)[SERIES_ID])
 
 
 def check_known(panel: Panel, data: DataConfig, *, cutoff: int, horizon: int) -> None:

@@ -33,9 +33,9 @@ FILTERS = tuple(
         for level in _LEVELS
     )
 )
-MOTIONS = tuple(sorted({Filter(*each[:3]) for each in FILTERS}, key=lambda each: (each.trend > 0, each)))
+MOTIONS = tuple(sorted({Filter(*member[:3]) for member in FILTERS}, key=lambda motion: (motion.trend > 0, motion)))
 """Filters that differ in more than the drift, which changes neither level nor trend; those without a trend first."""
-MOTION_OF = [MOTIONS.index(Filter(*each[:3])) for each in FILTERS]
+MOTION_OF = [MOTIONS.index(Filter(*member[:3])) for member in FILTERS]
 _STEADY, _TRENDING = slice(0, len(_LEVELS)), slice(len(_LEVELS), None)
 # Windows that are run together on a CPU: their levels and trends fit into its cache.
 _BLOCK = 1024
@@ -43,21 +43,21 @@ _BLOCK = 1024
 
 def run(
     values: Float[Tensor, "window pattern context"],
-    seen: Float[Tensor, "window context"],
+    observed: Float[Tensor, "window context"],
     level: Float[Tensor, "window pattern motion"],
     trend: Float[Tensor, "window pattern motion"],
     counted: Float[Tensor, "window context"],
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return level and trend after running all `MOTIONS` from where they begin, and the sum of absolute errors.
 
-    Steps that are not `seen` change the level by the damped trend alone; errors are of the steps that are `counted`.
+    Steps that are not `observed` change the level by the damped trend alone; errors are of steps that are `counted`.
     Motions without a trend begin with 0.
     """
-    windows = values, seen, level, trend, counted
-    if values.device.type != "cpu" or not _can_look_at(seen):
+    windows = values, observed, level, trend, counted
+    if values.device.type != "cpu" or not _allows_branches(observed):
         return _run(*windows)
     # Windows with gaps at the same steps together: a step without any of them takes fewer operations.
-    order = seen.sum(1).argsort(stable=True)
+    order = observed.sum(1).argsort(stable=True)
     blocks = zip(*(part[order].split(_BLOCK) for part in windows), strict=True)
     ends = zip(*(_run(*block) for block in blocks), strict=True)
     back = order.argsort()
@@ -65,29 +65,35 @@ def run(
     return level, trend, total
 
 
-def _run(values: Tensor, seen: Tensor, level: Tensor, trend: Tensor, counted: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def _run(
+    values: Tensor, observed: Tensor, level: Tensor, trend: Tensor, counted: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
     """Return what `run` does. The windows are the last axis here: operations on neighbouring numbers are fast."""
     level, trend = level.permute(2, 1, 0).contiguous(), trend.permute(2, 1, 0).contiguous()
-    parts = [_run_motions(values, seen, level, trend, counted, part) for part in (_STEADY, _TRENDING)]
+    parts = [_run_motions(values, observed, level, trend, counted, part) for part in (_STEADY, _TRENDING)]
     level, trend, total = (torch.cat(part).permute(2, 1, 0) for part in zip(*parts, strict=True))
     return level, trend, total
 
 
 def _run_motions(
-    values: Tensor, seen: Tensor, level: Tensor, trend: Tensor, counted: Tensor, part: slice
+    values: Tensor, observed: Tensor, level: Tensor, trend: Tensor, counted: Tensor, part: slice
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return what `run` does for a part of `MOTIONS`, [motion, pattern, window]; so are `level` and `trend`."""
     gain, share, damping = (
         values.new_tensor([motion[number] for motion in MOTIONS[part]]).view(-1, 1, 1) for number in range(3)
     )
     level, trend, trend_gain = level[part], trend[part], gain * share
-    total, masks = torch.zeros_like(level), [mask.T.contiguous() for mask in (seen, seen.cumsum(1) > 0, counted)]
-    always = [mask.bool().all(1).tolist() if _can_look_at(seen) else [False] * len(mask) for mask in masks]
-    steps = zip(values.permute(2, 1, 0).contiguous(), *masks, *always, strict=True)
-    for value, there, begun, counts, all_there, all_begun, all_count in steps:
+    total, masks = (
+        torch.zeros_like(level),
+        [mask.T.contiguous() for mask in (observed, observed.cumsum(1) > 0, counted)],
+    )
+    branches = _allows_branches(observed)
+    complete = [mask.bool().all(1).tolist() if branches else [False] * len(mask) for mask in masks]
+    steps = zip(values.permute(2, 1, 0).contiguous(), *masks, *complete, strict=True)
+    for value, present, begun, counts, all_present, all_begun, all_count in steps:
         damped = trend if part is _STEADY else damping * trend
         forecast = level if part is _STEADY else level + damped
-        error = value - forecast if all_there else (value - forecast) * there
+        error = value - forecast if all_present else (value - forecast) * present
         total = total + (error.abs() if all_count else error.abs() * counts)
         moved = forecast + gain * error
         level = moved if all_begun else torch.where(begun, moved, level)
@@ -97,7 +103,7 @@ def _run_motions(
     return level, trend, total
 
 
-def _can_look_at(values: Tensor) -> bool:
+def _allows_branches(values: Tensor) -> bool:
     """Return whether a branch may depend on values; in an export and in `torch.vmap` none may."""
     if torch.onnx.is_in_onnx_export():
         return False

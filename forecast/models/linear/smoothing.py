@@ -228,7 +228,7 @@ def _filter(
     mean, rise = _regression(values, first[:, None], time)
     begun = time - seen.argmax(1, keepdim=True)
     middle = (begun * first).sum(1, keepdim=True) / first.sum(1, keepdim=True).clamp(min=1)
-    trending = values.new_tensor([each.trend > 0 for each in MOTIONS])
+    trending = values.new_tensor([motion.trend > 0 for motion in MOTIONS])
     level = mean[..., None] - rise[..., None] * (middle[..., None] + 1) * trending
     trend = rise[..., None] * trending
     late = seen * (number > (_SKIPPED * number[:, -1:]).clamp(min=2))

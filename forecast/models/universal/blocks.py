@@ -33,8 +33,8 @@ def in_blocks_by_length(
 ) -> T:
     """Return what functions make of windows, in full blocks; `function_for` has one for each number of steps to read.
 
-    That are the steps from the first observation of a window, rounded up to a few different numbers; all steps of a
-    window without any observation.
+    These are the steps from the first observation of a window on, their number rounded up to one of a few; a window
+    without any observation is read whole.
     """
     lengths = _lengths(observed)
     distinct = lengths.unique() if len(lengths) else lengths.new_tensor([observed.shape[1]])

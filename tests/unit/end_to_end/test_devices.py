@@ -4,6 +4,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +16,10 @@ import pytorch_lightning as lightning
 import torch
 from pretended_device import DEVICE, MixedDevicesError, pretended_device
 from pytorch_lightning.accelerators import CPUAccelerator
-from pytorch_lightning.callbacks import Callback
 from pytorch_lightning.strategies import SingleDeviceStrategy
 
 from forecast.artifact import Artifact
-from forecast.config import FinetuneSettings, FitConfig, ScoreOutput, ScoreSettings
+from forecast.config import FinetuneSettings, ScoreOutput, ScoreSettings
 from forecast.data.ingest.loaded import Loaded
 from forecast.data.panel import Panel
 from forecast.data.windows import windows_at
@@ -31,7 +31,7 @@ from forecast.models.network.carried_state import StateStore, advance, segments_
 from forecast.prediction.paths import with_samples
 from forecast.prediction.predict import predict
 from forecast.scoring.job import ScoreJob
-from forecast.training import lightning_loop, setup
+from forecast.training import setup
 from forecast.training.result import FitResult
 
 Train = Callable[..., FitResult]
@@ -110,21 +110,10 @@ class _RemoteAccelerator(CPUAccelerator):
         assert device.type == DEVICE
 
 
-def _trainer(config: FitConfig, device: torch.device, callbacks: list[Callback], _: object) -> lightning.Trainer:
-    return lightning.Trainer(
-        accelerator=_RemoteAccelerator(),
-        strategy=SingleDeviceStrategy(device),
-        max_steps=config.max_steps,
-        val_check_interval=min(config.validation_every, config.max_steps),
-        check_val_every_n_epoch=None,
-        gradient_clip_val=config.gradient_clip,
-        num_sanity_val_steps=0,
-        callbacks=callbacks,
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-    )
+def _remote_trainer(trainer: type[lightning.Trainer], **settings: Any) -> lightning.Trainer:
+    """A trainer with the settings of a training, on the pretended device."""
+    strategy = SingleDeviceStrategy(torch.device(DEVICE, 0))
+    return trainer(**settings | {"accelerator": _RemoteAccelerator(), "strategy": strategy})
 
 
 @pytest.fixture
@@ -134,7 +123,7 @@ def training_device(monkeypatch: pytest.MonkeyPatch) -> Callable[[], AbstractCon
     @contextmanager
     def remote() -> Iterator[None]:
         with monkeypatch.context() as patch, pretended_device():
-            patch.setattr(lightning_loop, "_trainer", _trainer)
+            patch.setattr(lightning, "Trainer", partial(_remote_trainer, lightning.Trainer))
             optimizer = sys.modules["torch.optim.optimizer"]
             patch.setattr(optimizer, "_get_fused_kernels_supported_devices", lambda: ["cpu", DEVICE])
             patch.setattr(setup, "device_of", lambda _: torch.device(DEVICE))
