@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from forecast.models.heads.base import Head
+from forecast.models.heads.quantile_gradients import ordered_quantiles, pinball_loss
 from forecast.models.heads.quantiles import pinball, softplus_inverse, tails
 from forecast.models.inputs.frame import Frame
 
@@ -29,6 +30,8 @@ class QuantileHead(Head):
 
     def ordered(self, parameters: Float[Tensor, "*axes parameter"]) -> Float[Tensor, "*axes quantile"]:
         """Return the quantiles of the parameters, in the order of the levels."""
+        if self._differentiated:
+            return ordered_quantiles(parameters, self.median)
         below, median, above = parameters.split([self.median, 1, self.n_parameters - self.median - 1], dim=-1)
         down = functional.softplus(below).flip(-1).cumsum(-1).flip(-1)
         up = functional.softplus(above).cumsum(-1)
@@ -46,7 +49,8 @@ class QuantileHead(Head):
         Targets are clipped at `_FAR`, which only affects those after nearly constant windows or a break of level. A
         clipped target is still on the same side of all nearer quantiles, so these do not change.
         """
-        return pinball(arguments, target.clamp(-_FAR, _FAR), self.levels)
+        loss = pinball_loss if self._differentiated else pinball
+        return loss(arguments, target.clamp(-_FAR, _FAR), self.levels)
 
     def quantiles(
         self, arguments: Float[Tensor, "*axes argument"], levels: Float[Tensor, " quantile"] | None = None
@@ -93,6 +97,10 @@ class QuantileHead(Head):
     ) -> Float[Tensor, "*axes parameter"]:
         """Return parameters of the same quantiles, at least `least_gap` apart."""
         return self.init_parameters(self.ordered(parameters), least_gap)
+
+    @property
+    def _differentiated(self) -> bool:
+        return self.training and torch.is_grad_enabled()
 
     def _interpolated(self, quantiles: Tensor, levels: Float[Tensor, "*axes point"]) -> Float[Tensor, "*axes point"]:
         """Return the quantile function at `levels`."""

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
 from forecast.models.heads.quantile import QuantileHead
+from forecast.models.heads.quantile_gradients import ordered_quantiles, pinball_loss
 from forecast.models.heads.quantiles import empirical_quantiles, pinball
 
 DECILES = tuple(k / 10 for k in range(1, 10))
@@ -65,6 +66,49 @@ def test_the_loss_of_the_median_is_the_absolute_error() -> None:
     head = QuantileHead((0.5,))
     quantiles, target = torch.tensor([[1.0], [2.0], [5.0]]), torch.tensor([2.0, 4.0, 15.0])
     assert head.errors(quantiles, target).tolist() == [1.0, 2.0, 10.0]
+
+
+@pytest.mark.parametrize("levels", LEVELS)
+def test_gradients_in_closed_form_are_those_of_finite_differences(levels: tuple[float, ...]) -> None:
+    draw = torch.Generator().manual_seed(0)
+    parameters = torch.randn(3, 4, len(levels), generator=draw, dtype=torch.float64, requires_grad=True)
+    target = torch.randn(3, 4, generator=draw, dtype=torch.float64, requires_grad=True)
+    median, grid = levels.index(0.5), torch.tensor(levels, dtype=torch.float64)
+    assert torch.autograd.gradcheck(lambda values: ordered_quantiles(values, median), (parameters,))
+    assert torch.autograd.gradcheck(lambda values, actual: pinball_loss(values, actual, grid), (parameters, target))
+
+
+@pytest.mark.parametrize("levels", LEVELS)
+def test_in_training_loss_and_gradient_are_those_of_differentiation(levels: tuple[float, ...]) -> None:
+    head, draw = QuantileHead(levels).double(), torch.Generator().manual_seed(0)
+    parameters, target = (
+        torch.randn(64, *size, generator=draw).double() * 3 for size in ((2, 24, len(levels)), (2, 24))
+    )
+    weight = torch.rand(64, 2, 24, generator=draw).double()
+    target[0] *= 1e3  # Beyond the clip.
+
+    def loss_and_gradient(*, training: bool) -> tuple[torch.Tensor, torch.Tensor]:
+        head.train(training)
+        leaf = parameters.clone().requires_grad_()
+        loss = (head.errors(head.ordered(leaf) * 0.3 + 1.0, target) * weight).sum()
+        loss.backward()
+        assert leaf.grad is not None
+        return loss.detach(), leaf.grad
+
+    for fused, plain in zip(loss_and_gradient(training=True), loss_and_gradient(training=False), strict=True):
+        torch.testing.assert_close(fused, plain, rtol=1e-14, atol=1e-14)
+
+
+def test_the_gradients_of_training_are_batched_over_series() -> None:
+    head = QuantileHead(DECILES)
+    parameters, target = torch.randn(5, 7, 9, generator=torch.Generator().manual_seed(0)), torch.zeros(5, 7)
+
+    def loss(values: torch.Tensor, actual: torch.Tensor) -> torch.Tensor:
+        return head.errors(head.ordered(values), actual).sum()
+
+    batched = torch.func.vmap(torch.func.grad(loss))(parameters, target)
+    alone = torch.stack([torch.func.grad(loss)(*row) for row in zip(parameters, target, strict=True)])
+    torch.testing.assert_close(batched, alone)
 
 
 @pytest.mark.parametrize("levels", LEVELS)
