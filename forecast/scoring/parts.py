@@ -27,7 +27,7 @@ from forecast.names import (
 )
 from forecast.prediction.result import Forecasts
 from forecast.scoring.manifests import FORECASTS, REJECTS, Kind
-from forecast.scoring.state import StateRows
+from forecast.scoring.state_rows import StateRows
 
 # Rows of forecasts in a shard, unless score.shard_size sets its number of series.
 SHARD_ROWS: Final = 1 << 16

@@ -11,27 +11,25 @@ cutoff of that phase: an hourly job on a model with daily segments has 24 states
 import hashlib
 import json
 import logging
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
-import numpy.typing as npt
-import safetensors.torch
-import torch
 from safetensors import SafetensorError
 
 from forecast.artifact import Artifact
 from forecast.data.files import write_bytes_atomic, write_text_atomic
-from forecast.data.panel import IntArray, Names, Panel, TargetArray, as_names
-from forecast.data.windows import windows_at
+from forecast.data.panel import Panel
+from forecast.data.windows import WindowIndex, windows_at
 from forecast.models.inputs.batch import PanelTensors
 from forecast.models.network.carried_state import StateStore, advance, segments_since
 from forecast.models.runtime.torch_setup import prepare
+from forecast.scoring.state_digests import Digests, digest_inputs
+from forecast.scoring.state_rows import StateRows
 
 _LOG = logging.getLogger(__name__)
 
-FORMAT_VERSION: Final = 1
+FORMAT_VERSION: Final = 2
 CARRIED: Final = "carried"
 RECOMPUTED: Final = "recomputed"
 NEW: Final = "new"
@@ -39,36 +37,6 @@ NEW: Final = "new"
 _KEY: Final = "score.state"
 _INDEX: Final = "state.json"
 _MAX_CUTOFF: Final = 1 << 53
-
-Digests = npt.NDArray[np.uint8]
-
-
-@dataclass(frozen=True)
-class StateRows:
-    """States of some series, sorted by id."""
-
-    series_id: Names
-    carried: StateStore
-    digests: Digests
-    """[S, 16], hashes of the inputs of each state."""
-
-    def to_bytes(self) -> bytes:
-        """Return the states as bytes of a safetensors file."""
-        names = np.frombuffer(json.dumps(self.series_id.tolist()).encode(), np.uint8)
-        tensors = {
-            **{name: values.contiguous() for name, values in self.carried._asdict().items()},
-            "digests": torch.from_numpy(self.digests),
-            "series_id": torch.from_numpy(names.copy()),
-        }
-        return safetensors.torch.save(tensors)
-
-    @classmethod
-    def from_bytes(cls, content: bytes) -> "StateRows":
-        """Return states from the bytes of `to_bytes`. Raises KeyError, ValueError, SafetensorError."""
-        tensors = safetensors.torch.load(content)
-        names = json.loads(tensors.pop("series_id").numpy().tobytes())
-        digests = tensors.pop("digests").numpy()
-        return cls(as_names(names), StateStore(**tensors), digests)
 
 
 class StateUpdate:
@@ -133,10 +101,11 @@ class StateUpdate:
         network = self._artifact.network
         length = network.shape.segment_length
         windows = windows_at(shard, self._cutoff)
-        carried = StateStore.blank(network, shard.n_series)
         segments = segments_since(shard, windows, length)
         had_state = np.zeros(len(windows), np.bool_)
         is_current = np.zeros(len(windows), np.bool_)
+        *old_digests, digests = self._input_digests(shard, windows)
+        carried = StateStore.blank(network, shard.n_series)
         if self._old_cutoff is not None:
             old = self._old_rows(shard)
             position = np.minimum(
@@ -144,11 +113,9 @@ class StateUpdate:
             )
             if len(old.series_id):
                 had_state = old.series_id[position] == shard.series_id[windows.series]
-            expected = self._input_digests(shard, windows.series[had_state], self._old_cutoff)
-            is_current[had_state] = (expected == old.digests[position[had_state]]).all(1)
-            carried_rows = torch.from_numpy(windows.series[is_current])
-            for values, old_values in zip(carried, old.carried, strict=True):
-                values[carried_rows] = old_values[torch.from_numpy(position[is_current])]
+            (expected,) = old_digests
+            is_current[had_state] = (expected[had_state] == old.digests[position[had_state]]).all(1)
+            carried.assign(windows.series[is_current], old.rows(position[is_current]))
             segments[is_current] = (self._clock(self._cutoff) - self._clock(self._old_cutoff)) // length
         data = PanelTensors.of(shard, network)
         advance(network, data, windows, segments, carried)
@@ -158,75 +125,42 @@ class StateUpdate:
             RECOMPUTED: int((had_state & ~is_current).sum()),
             NEW: int((~had_state).sum()),
         }
-        started = StateStore(*(values[torch.from_numpy(windows.series)] for values in carried))
-        digests = self._input_digests(shard, windows.series, self._cutoff)
+        started = carried.rows(windows.series)
         return carried, StateRows(shard.series_id[windows.series], started, digests), counts
 
-    def _input_digests(self, shard: Panel, series: IntArray, cutoff: int) -> Digests:
-        """Return a hash of the inputs of each series' state at a cutoff, [n, 16].
+    def _input_digests(self, shard: Panel, windows: WindowIndex) -> Digests:
+        """Return digests of the inputs of each window's state at the old cutoff, if any, and the new, [cutoff, n, 16].
 
         Inputs reach up to one segment before the cutoff; known covariates include the segment after that.
         """
         length = self._artifact.network.shape.segment_length
-        shift = self._clock(cutoff) - cutoff - (self._clock(cutoff - length) - (cutoff - length))
-        n_observed = np.clip(cutoff - length + max(shift, 0) + 1 - shard.start, 0, shard.lengths)
-        n_known = np.clip(cutoff + 1 - shard.start, 0, shard.lengths + shard.horizon) * (n_observed > 0)
-        first = shard.offsets + np.arange(shard.n_series + 1) * shard.horizon
-        observed = np.concatenate([shard.target[None], shard.past]) if len(shard.past) else shard.target[None]
-        observed, known_values = np.asarray(observed), np.asarray(shard.known)  # Slices of a memory map are slow.
-        digests = np.empty((len(series), 16), dtype=np.uint8)
-        for row, index in enumerate(series.tolist()):
-            begin, known_start = int(shard.offsets[index]), int(first[index])
-            static = shard.static_categories[index].tobytes() + shard.static_numbers[index].tobytes()
-            hasher = hashlib.blake2b(static, digest_size=16)
-            if n_observed[index]:
-                hasher.update(shard.start[index].tobytes())
-            hasher.update(_up_to_the_last(observed[:, begin : begin + n_observed[index]]))
-            hasher.update(_up_to_the_last(known_values[:, known_start : known_start + n_known[index]]))
-            digests[row] = np.frombuffer(hasher.digest(), dtype=np.uint8)
-        return digests
+        observed, known = [], []
+        for cutoff in (self._old_cutoff, self._cutoff):
+            if cutoff is None:
+                continue
+            shift = self._clock(cutoff) - cutoff - (self._clock(cutoff - length) - (cutoff - length))
+            observed.append(np.clip(cutoff - length + max(shift, 0) + 1 - shard.start, 0, shard.lengths))
+            known.append(np.clip(cutoff + 1 - shard.start, 0, shard.lengths + shard.horizon) * (observed[-1] > 0))
+        return digest_inputs(shard, observed, known).take(windows.series, axis=1)
 
     def _old_rows(self, shard: Panel) -> StateRows:
         """Return the old states of at least the series between the first and the last of a shard."""
         first, last = str(shard.series_id[0]), str(shard.series_id[-1])
         names = [name for name, part in self._old["parts"].items() if part["first"] <= last and part["last"] >= first]
         self._loaded = {name: self._loaded.get(name) or self._load(name) for name in names}
-        parts = list(self._loaded.values()) or [self._no_rows()]
-        carried = StateStore(*(torch.cat(values) for values in zip(*(part.carried for part in parts), strict=True)))
-        return StateRows(
-            np.concatenate([part.series_id for part in parts]),
-            carried,
-            np.concatenate([part.digests for part in parts]),
-        )
-
-    def _no_rows(self) -> StateRows:
-        return StateRows(as_names([]), StateStore.blank(self._artifact.network, 0), np.zeros((0, 16), np.uint8))
+        return StateRows.concatenated(list(self._loaded.values()) or [StateRows.none(self._artifact.network)])
 
     def _load(self, name: str) -> StateRows:
         try:
             content = (self._folder / name).read_bytes()
             if hashlib.sha256(content).hexdigest() == self._old["parts"][name]["sha256"]:
                 rows = StateRows.from_bytes(content)
-                if self._fits(rows):
+                if rows.fits(self._artifact.network):
                     return rows
         except (OSError, AttributeError, LookupError, RuntimeError, TypeError, ValueError, SafetensorError):
             pass
         self._discard(f"has lost or damaged {name}")
-        return self._no_rows()
-
-    def _fits(self, rows: StateRows) -> bool:
-        """Return whether the shapes and types of loaded rows fit this model."""
-        n_series = len(rows.series_id)
-        blank = StateStore.blank(self._artifact.network, n_series)
-        return (
-            all(isinstance(name, str) for name in rows.series_id.tolist())
-            and rows.digests.dtype == np.uint8
-            and rows.digests.shape == (n_series, 16)
-            and all(
-                values.shape == expected.shape and values.dtype == expected.dtype
-                for values, expected in zip(rows.carried, blank, strict=True)
-            )
-        )
+        return StateRows.none(self._artifact.network)
 
     def save(self, name: str, rows: StateRows) -> None:
         """Write the part of a shard; `publish` makes it valid."""
@@ -278,12 +212,3 @@ def _is_index(index: dict[str, Any]) -> bool:
             for name, part in parts.items()
         )
     )
-
-
-def _up_to_the_last(values: TargetArray) -> bytes:
-    """Return the bytes of the values up to the last observed step, so that trailing gaps do not matter."""
-    if not values.size:
-        return b""
-    if np.isnan(values[:, -1]).all():
-        values = values[:, : 1 + int(np.flatnonzero(~np.isnan(values).all(0)).max(initial=-1))]
-    return str(values.shape).encode() + values.tobytes()

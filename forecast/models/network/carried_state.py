@@ -49,6 +49,19 @@ class StateStore(NamedTuple):
         sums = torch.zeros(n_series, 3, dtype=torch.float64)
         return cls(torch.zeros(n_series, *shape), sums, none, none.clone(), none.bool())
 
+    def rows(self, series: IntArray) -> "StateStore":
+        """Return the states of some series in ascending order; the store itself if these are all."""
+        if len(series) == len(self.first):
+            return self
+        index = torch.from_numpy(series).to(self.first.device)
+        return StateStore(*(values[index] for values in self))
+
+    def assign(self, series: IntArray, states: "StateStore") -> None:
+        """Write the states of some series."""
+        index = torch.from_numpy(series).to(self.first.device)
+        for values, new_values in zip(self, states, strict=True):
+            values[index] = new_values
+
     def of(self, series: Int[Tensor, " batch"]) -> list[EncoderState]:
         """Return the states of some series, one for each network, on the device of `series`."""
         carry, *sums = (values[series.to(values.device)].to(series.device) for values in self)

@@ -23,7 +23,7 @@ from forecast.data.prepared.prepare import prepare
 from forecast.data.sources.open import Tables
 from forecast.scoring.job import ScoreJob
 from forecast.scoring.sinks.open import open_sink
-from forecast.scoring.state import StateRows
+from forecast.scoring.state_rows import StateRows
 
 NAMES = ["", "\0", "a", "a\0", "a\0\0", "a\0b", "ab", "zürich\0", "x" * 70_000]
 DATA = DataConfig(freq="1d", max_reject_share=1.0)

@@ -197,7 +197,7 @@ def cut(folder: Path) -> None:
     ("what", "names", "expected", "message"),
     [
         (None, {"model_digest": "other"}, counts(0, 8, 0), "is of another model"),
-        (reformat, {}, counts(0, 8, 0), "has format version 99, this program reads 1"),
+        (reformat, {}, counts(0, 8, 0), "has format version 99, this program reads 2"),
         (cut, {}, counts(0, 8, 0), "can't be read"),
         (damage, {}, counts(5, 3, 0), "has lost or damaged part-00001-"),
     ],
