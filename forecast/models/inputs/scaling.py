@@ -3,7 +3,7 @@
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn import functional
 
@@ -26,6 +26,10 @@ class Statistics(NamedTuple):
     """Whether there is an observation up to the step; if not, the other fields are 0."""
     n_observed: Float[Tensor, "batch time"]
     """Number of observations in level and scale."""
+
+    def at(self, steps: Int[Tensor, " step"]) -> "Statistics":
+        """Return the statistics of some steps, in place of all."""
+        return Statistics(*(values[:, steps] for values in self))
 
 
 class RunningSums(NamedTuple):
@@ -61,63 +65,126 @@ def running_statistics(
 
     Sums are in float64 around the first observed value, so that a level much larger than the scale loses no digits.
     """
-    return continued_statistics(target, observed, length)[0]
+    steps = torch.arange(target.shape[1], device=target.device)
+    nothing = torch.zeros_like(target[:, :1])
+    reference = target.gather(1, observed.int().argmax(dim=1, keepdim=True))
+    latest = _Latest.of(target, observed, nothing, nothing.bool())
+    sums = _sums(target, observed, reference).cumsum(dim=-1)
+    gone = sums[..., : max(len(steps) - length, 0)]
+    recent = torch.cat([sums[..., :length], sums[..., length:] - gone], dim=-1)
+    within = latest.before_change() >= (steps - length + 1).clamp(min=0)
+    varied = latest.changed.int().cumsum(dim=1) > 0
+    return _statistics(recent, sums, reference, latest, within, varied)
 
 
 def continued_statistics(
     target: Float[Tensor, "batch time"],
     observed: Bool[Tensor, "batch time"],
     length: int,
-    previous_sums: RunningSums | None = None,
-    lead: int = 0,
+    previous_sums: RunningSums,
+    lead: int,
 ) -> tuple[Statistics, RunningSums]:
-    """Return `running_statistics` and the sums over all steps, those before the window included.
+    """Return `running_statistics` of the steps after the first `lead`, [batch, time - lead], and the sums at the end.
 
-    `previous_sums` are the sums up to and including the first `lead` steps of the window; statistics at these steps are
-    not valid. Statistics at later steps equal those of the whole history if `lead` is at least `length` - 1.
+    `previous_sums` are those up to and including the `lead` steps. The statistics equal those of the whole history if
+    `lead` is at least `length` - 1.
     """
+    # The statistics need no step before the last `length` of the lead.
+    target, observed = (values[:, max(lead - length, 0) :] for values in (target, observed))
+    lead = min(lead, length)
     time = target.shape[1]
-    steps = torch.arange(time, device=target.device)
-    latest = torch.where(observed, steps, -1).cummax(dim=1).values
-    any_observed = latest >= 0
-    last = target.gather(1, latest.clamp(min=0)).masked_fill(~any_observed, 0.0)
-    reference = target.gather(1, observed.int().argmax(dim=1, keepdim=True))
-    from_start = previous_sums is None
-    if previous_sums is None:
-        empty = torch.zeros_like(target[:, 0])
-        previous_sums = RunningSums(empty.double()[:, None].expand(-1, 3), empty, empty, empty.bool())
-    first_before, last_before = previous_sums.first.to(target.dtype), previous_sums.last.to(target.dtype)
+    steps = torch.arange(lead, time, device=target.device)
+    first_before, last_before = (
+        values.to(target.dtype)[:, None] for values in (previous_sums.first, previous_sums.last)
+    )
     started = previous_sums.sums[:, :1] > 0
-    last = torch.where(any_observed, last, last_before[:, None])
-    reference = torch.where(started, first_before[:, None], reference)
-    any_observed = any_observed | started
+    reference = target.gather(1, observed.int().argmax(dim=1, keepdim=True))
+    reference = torch.where(started, first_before, reference)
+    latest = _Latest.of(target, observed, last_before, started)
+    terms = _sums(target, observed, reference)
+    new = terms[..., lead:]
+    gone = functional.pad(terms[..., : max(time - length, 0)], (min(length, time) - lead, 0))
+    recent = terms[..., :lead].sum(-1, keepdim=True) + (new - gone).cumsum(dim=-1)
+    sums = previous_sums.sums.T[..., None] + new.cumsum(dim=-1)
+    within = latest.before_change()[:, lead:] >= (steps - length + 1).clamp(min=0)
+    latest = latest.since(lead)
+    varied = previous_sums.varied[:, None] | (latest.changed.int().cumsum(dim=1) > 0)
+    first = reference[:, 0].masked_fill(~latest.exists[:, -1], 0.0)
+    totals = RunningSums(sums[..., -1].T, first.double(), latest.value[:, -1].double(), varied[:, -1])
+    return _statistics(recent, sums, reference, latest, within, varied), totals
 
+
+class _Latest(NamedTuple):
+    """The latest observation up to each step."""
+
+    step: Int[Tensor, "batch time"]
+    """-1 where there is none in the window."""
+    value: Float[Tensor, "batch time"]
+    exists: Bool[Tensor, "batch time"]
+    changed: Bool[Tensor, "batch time"]
+    """Whether the step itself is observed, and differs from the observation before it."""
+
+    @classmethod
+    def of(
+        cls,
+        target: Float[Tensor, "batch time"],
+        observed: Bool[Tensor, "batch time"],
+        before: Float[Tensor, "batch 1"],
+        started: Bool[Tensor, "batch 1"],
+    ) -> "_Latest":
+        """Return the latest observations in a window, after `before` where the series has `started`."""
+        steps = torch.arange(target.shape[1], device=target.device)
+        latest = torch.where(observed, steps, -1).cummax(dim=1).values
+        value = torch.where(latest >= 0, target.gather(1, latest.clamp(min=0)), before)
+        exists = (latest >= 0) | started
+        previous = torch.cat([before, value[:, :-1]], dim=1)
+        any_before = torch.cat([started, exists[:, :-1]], dim=1)
+        return cls(latest, value, exists, observed & (target != previous) & any_before)
+
+    def before_change(self) -> Int[Tensor, "batch time"]:
+        """Return the step of the observation before the latest change.
+
+        If it is not among the last steps, the values do not change among these.
+        """
+        earlier = functional.pad(self.step, (1, 0), value=-1)[:, :-1]
+        return torch.where(self.changed, earlier, -1).cummax(dim=1).values
+
+    def since(self, step: int) -> "_Latest":
+        """Return the latest observations at `step` and later."""
+        return _Latest(*(values[:, step:] for values in self))
+
+
+def _sums(
+    target: Float[Tensor, "batch time"], observed: Bool[Tensor, "batch time"], reference: Float[Tensor, "batch 1"]
+) -> Float[Tensor, "sum batch time"]:
+    """Return what each step adds to the sums of `RunningSums`."""
     centred = (target.double() - reference).masked_fill(~observed, 0.0)
-    previous = torch.cat([last_before[:, None], last[:, :-1]], dim=1)
-    any_before = torch.cat([started, any_observed[:, :-1]], dim=1)
-    changed = observed & (target != previous) & any_before
-    sums = torch.stack([observed.double(), centred, centred.square()]).cumsum(dim=-1)
-    recent = torch.cat([sums[..., :length], sums[..., length:] - sums[..., : max(time - length, 0)]], dim=-1)
-    if not from_start:
-        sums = sums + previous_sums.sums.T[..., None] - (sums[..., lead - 1 : lead] if lead else 0.0)
+    return torch.stack([observed.double(), centred, centred.square()])
+
+
+def _statistics(
+    recent: Float[Tensor, "sum batch time"],
+    sums: Float[Tensor, "sum batch time"],
+    reference: Float[Tensor, "batch 1"],
+    latest: _Latest,
+    within: Bool[Tensor, "batch time"],
+    varied: Bool[Tensor, "batch time"],
+) -> Statistics:
+    """Return the statistics of sums over the last steps, among which values change (`within`) or not.
+
+    Where the last steps have no observation, those of `sums` over all steps, among which values have `varied` or not.
+    """
     has_recent = recent[0] > 0
     count, total, squares = torch.where(has_recent, recent, sums)
-    # The observation before the latest change: if it is not among the last steps, these do not change.
-    earlier = functional.pad(latest, (1, 0), value=-1)[:, :-1]
-    changed_from = torch.where(changed, earlier, -1).cummax(dim=1).values
-    varied = previous_sums.varied[:, None] | (changed.int().cumsum(dim=1) > 0)
-    within = changed_from >= (steps - length + 1).clamp(min=0)
-    constant = ~((has_recent & within) | (~has_recent & varied)) | ~any_observed
-
+    constant = ~((has_recent & within) | (~has_recent & varied)) | ~latest.exists
     count = count.clamp(min=1)
     mean = total / count
     variance = (squares / count - mean.square()).clamp(min=0)
+    last, dtype = latest.value, latest.value.dtype
     level = torch.where(constant, last, reference + mean)
     scale = torch.maximum(variance.sqrt(), _RESOLUTION * level.abs()).masked_fill(constant, 0.0)
-    first = reference[:, 0].masked_fill(~any_observed[:, -1], 0.0)
-    totals = RunningSums(sums[..., -1].T, first.double(), last[:, -1].double(), varied[:, -1])
-    n_observed = (count * any_observed).to(target.dtype)
-    return Statistics(level.to(target.dtype), last, scale.to(target.dtype), any_observed, n_observed), totals
+    n_observed = (count * latest.exists).to(dtype)
+    return Statistics(level.to(dtype), last, scale.to(dtype), latest.exists, n_observed)
 
 
 def cold_start_scale(

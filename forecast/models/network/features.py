@@ -148,9 +148,9 @@ class Segments(NamedTuple):
         begins = (most - lag + self.first for lag in lags)
         return [padded[:, begin : begin + self.end - self.first].unflatten(1, (-1, self.length)) for begin in begins]
 
-    def last(self, values: Float[Tensor, "batch time"]) -> Float[Tensor, "batch segment 1"]:
-        """Return the value at the last step of each segment."""
-        return values[:, self.first + self.length - 1 : self.end : self.length, None]
+    def last(self, values: Float[Tensor, "batch step"]) -> Float[Tensor, "batch segment 1"]:
+        """Return the value at the last step of each segment, of values from the first segment on."""
+        return values[:, self.length - 1 : self.end - self.first : self.length, None]
 
     def next_mean(
         self, values: Float[Tensor, "batch time feature"], horizon: int
@@ -187,7 +187,8 @@ def numeric_segments(
 ) -> list[Float[Tensor, "batch segment feature"]]:
     """Return the values of each segment, normalised by its last step, and of its seasons before; and its level.
 
-    `previous` is the latest value before the first segment, 0 when None; `log_scale` as in `scale_feature`.
+    `statistics` are those from the first segment on. `previous` is the latest value before it, 0 when None; `log_scale`
+    as in `scale_feature`.
     """
     level, last, scale = (segments.last(values) for values in statistics[:3])
     divisor = torch.where(scale > 0, scale, 1.0)

@@ -40,13 +40,15 @@ def scale_around_anchor(statistics: Statistics, cold_scale: Float[Tensor, " 2"],
 
 
 def class_frame(batch: Batch, origins: Int[Tensor, " origin"], statistics: Statistics, shape: NetworkShape) -> Frame:
-    """Return the frame of a window of classes: codes, without location, scale and spread."""
+    """Return the frame of a window of classes: codes, without location, scale and spread.
+
+    `statistics` are those of the origins.
+    """
     codes = batch.target.masked_fill(~batch.observed, -1.0)
     window = gather_windows(codes, origins, shape.context_length)
     one = torch.ones_like(window[..., 0])
     spread = one[..., None].expand(-1, -1, shape.horizon)
-    begun = statistics.any_observed[:, origins + shape.context_length - 1]
-    return Frame(torch.zeros_like(one), one, one, begun, window, spread, torch.zeros_like(spread))
+    return Frame(torch.zeros_like(one), one, one, statistics.any_observed, window, spread, torch.zeros_like(spread))
 
 
 def numeric_frame(
@@ -59,11 +61,11 @@ def numeric_frame(
 ) -> Frame:
     """Return the frame of a window of numbers, without smoothing; arguments as those of `seasonal_spread`.
 
-    Before its start, a series is taken to have its first value.
+    `statistics` are those of the origins. Before its start, a series is taken to have its first value.
     """
     origin_steps = origins + shape.context_length - 1
-    location = (statistics.last if shape.anchor == "last" else statistics.level)[:, origin_steps]
-    scale = statistics.scale[:, origin_steps]
+    location = statistics.last if shape.anchor == "last" else statistics.level
+    scale = statistics.scale
     divisor = torch.where(scale > 0, scale, 1.0)
     not_started = batch.there.cummax(1).values.logical_not()
     first = batch.target.gather(1, batch.observed.int().argmax(1, keepdim=True))
@@ -74,8 +76,7 @@ def numeric_frame(
     limit = max(CLIP, shape.scale_length**0.5)
     window = window.clamp(-limit, limit)
     spread = seasonal_spread(batch, origin_steps, divisor, shape, offset, earliest)
-    begun = statistics.any_observed[:, origin_steps]
-    return Frame(location, divisor, scale, begun, window, spread, torch.zeros_like(spread))
+    return Frame(location, divisor, scale, statistics.any_observed, window, spread, torch.zeros_like(spread))
 
 
 def smooth_frame(

@@ -120,10 +120,11 @@ class WindowEncoder(nn.Module):
         `statistics` is the result of the method of that name, up to the last origin at least; None computes it.
         """
         earliest = torch.zeros_like(origins)
-        return self._frame(batch, origins, self._anchor(statistics or self.statistics(batch)), earliest)
+        statistics = self._anchor(statistics or self.statistics(batch)).at(origins + self.shape.context_length - 1)
+        return self._frame(batch, origins, statistics, earliest)
 
     def _frame(self, batch: Batch, origins: Tensor, statistics: Statistics, earliest: Int[Tensor, " origin"]) -> Frame:
-        """Return the frame of `origins`, which look back no further than step `earliest`."""
+        """Return the frame of `origins` from their statistics; they look back no further than step `earliest`."""
         if self.shape.n_classes:
             return class_frame(batch, origins, statistics, self.shape)
         frame = numeric_frame(batch, origins, statistics, self.shape, self.season_offset, earliest)
@@ -131,9 +132,7 @@ class WindowEncoder(nn.Module):
             observed = gather_windows(batch.observed, origins, self.shape.context_length)
             frame = smooth_frame(frame, observed, self.shape, self.smoothing_cost, self.smoothing_ratio)
         if self.reference_batch is not None and batch is not self.reference_batch:
-            reference_frame = self._frame(
-                self.reference_batch, origins, self._anchor(self.statistics(self.reference_batch)), earliest
-            )
+            reference_frame = self.frame(self.reference_batch, origins)
             frame = frame._replace(spread=reference_frame.spread.expand_as(frame.spread))
         return frame
 
@@ -149,7 +148,7 @@ class WindowEncoder(nn.Module):
     def _advance(
         self, batch: Batch, past: EncoderState, lead: int, static: Tensor, future: Tensor
     ) -> tuple[Statistics, Tensor, EncoderState]:
-        """Return statistics (valid after the lead), encoder outputs after the lead, and the state at the end."""
+        """Return statistics and encoder outputs after the lead, and the state at the end."""
         time = batch.target.shape[1] - self.shape.horizon
         previous_sums = past.totals.relative_to(batch.level)
         statistics, totals = continued_statistics(
@@ -177,12 +176,14 @@ class WindowEncoder(nn.Module):
                 )
             states, _ = self.encoder(self._inputs(batch, Segments.of(batch, self.shape), statistics, static, future))
             state = states[:, (origin_steps + 1) // self.shape.segment_length - 1]
+            statistics = statistics.at(origin_steps)
         else:
             assert self.attention is None
             (past,) = pasts
             lead = self.shape.context_length - self.shape.segment_length
             statistics, states, _ = self._advance(batch, past, lead, static, future)
             state = states[:, origins // self.shape.segment_length]
+            statistics = statistics.at(origin_steps - lead)
         # Origins of one window may read steps before their own contexts; those of a history may not, so that each of
         # them forecasts as it would alone.
         earliest = torch.zeros_like(origin_steps) if pasts is None else origin_steps + 1 - self.shape.context_length

@@ -7,7 +7,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional
 
-from forecast.models.inputs.scaling import Statistics, cold_start_scale, continued_statistics, running_statistics
+from forecast.models.inputs.scaling import (
+    RunningSums,
+    Statistics,
+    cold_start_scale,
+    continued_statistics,
+    running_statistics,
+)
 
 FLOOR = 1e-6
 
@@ -131,15 +137,20 @@ def test_totals_go_on_as_if_the_window_were_the_whole_past(
     """From any step on, with any lead that is long enough; whatever gaps there are."""
     series = torch.tensor([values])
     target, observed = series.nan_to_num(0.0), series.isfinite()
-    whole, _ = continued_statistics(target, observed, length)
-    _, before = continued_statistics(target[:, :cut], observed[:, :cut], length)
+    nothing = torch.zeros(1, dtype=torch.float64)
+    blank = RunningSums(torch.zeros(1, 3, dtype=torch.float64), nothing, nothing, nothing.bool())
+
+    def from_start(end: int) -> RunningSums:
+        return continued_statistics(target[:, :end], observed[:, :end], length, blank, 0)[1]
+
+    whole = running_statistics(target, observed, length)
     lead = length - 1 + further
     begin = cut - lead
     window, seen = (functional.pad(part, (max(-begin, 0), 0))[:, max(begin, 0) :] for part in (target, observed))
-    found, after = continued_statistics(window, seen, length, before, lead)
+    found, after = continued_statistics(window, seen, length, from_start(cut), lead)
     for ours, expected in zip(found, whole, strict=True):
-        torch.testing.assert_close(ours[:, lead:], expected[:, cut:], rtol=1e-6, atol=1e-6)
-    for ours, expected in zip(after, continued_statistics(target, observed, length)[1], strict=True):
+        torch.testing.assert_close(ours, expected[:, cut:], rtol=1e-6, atol=1e-6)
+    for ours, expected in zip(after, from_start(target.shape[1]), strict=True):
         torch.testing.assert_close(ours, expected)
 
 
