@@ -172,10 +172,9 @@ class Panel:
 
     def visible_digests(self, cutoff: int, horizon: int) -> tuple[str, str]:
         """Return the `visible_digest` of the past alone, which is that of no steps after the cutoff, and of all."""
-        index = self._index()
-        n_known = self.lengths + self.horizon
-        ahead = np.arange(int(n_known.sum())) - np.repeat(np.cumsum(n_known) - n_known - self.start, n_known)
-        visible = index <= cutoff
+        # Mostly, all steps are up to the cutoff.
+        whole = bool((self.start + self.lengths <= cutoff + 1).all())
+        visible = slice(None) if whole else self._index() <= cutoff
         # A NUL ends a name; one within a name is a byte that UTF-8 does not have.
         hasher = hashlib.sha256(b"\0".join(name.encode().replace(b"\0", b"\xff") for name in self.series_id.tolist()))
         for values in (
@@ -184,8 +183,12 @@ class Panel:
             self.target[visible],
             *(row[visible] for row in self.past),
         ):
-            hasher.update(values.tobytes())
+            hasher.update(np.ascontiguousarray(values).data)
         planned = [*self.known, *self.available]
+        ahead = np.zeros(0, np.int64)
+        if planned:
+            n_known = self.lengths + self.horizon
+            ahead = np.arange(int(n_known.sum())) - np.repeat(np.cumsum(n_known) - n_known - self.start, n_known)
         digests = []
         for steps in dict.fromkeys((0, horizon)) if planned else (0,):
             copy, within = hasher.copy(), ahead <= cutoff + steps

@@ -159,13 +159,18 @@ class PanelTensors:
         """Return `time` steps of each series as `gather` does, from `begin` on, counted from step `origin`."""
         series, origin, limit, begin = (values.to(self._home) for values in (series, origin, limit, begin))
         step, present = self.steps(series, origin, begin, time)
+        consecutive = self.clock_shift is None or bool((step.diff(dim=1) == 1).all())
         valid = present & (step >= 0)
         visible = valid & (step < torch.minimum(limit, self.lengths[series])[:, None])
-        offset, start = self.offsets[series, None], self.start[series, None] - self.calendar_start
-        values = _windows(self.target[None], offset + step)[0].masked_fill(~visible, torch.nan)
+        offset = self.offsets[series]
+
+        def windows(buffer: Tensor, offset: Tensor) -> Tensor:
+            return _windows(buffer, offset, step, consecutive=consecutive)
+
+        values = windows(self.target[None], offset)[0].masked_fill(~visible, torch.nan)
         outlier = None
         if self.outlier is not None:
-            outlier = _windows(self.outlier[None], offset + step)[0]
+            outlier = windows(self.outlier[None], offset)[0]
             values = values.masked_fill(outlier >= NO_TARGET, torch.nan)
             outlier = outlier == NO_INPUT if bool((visible & (outlier == NO_INPUT)).any()) else None
         level = _levels(values) if self.levels else None
@@ -179,12 +184,13 @@ class PanelTensors:
         if outlier is not None:
             outcome, observed = target, observed & ~outlier
 
-        past = _windows(self.past, offset + step).masked_fill(~visible, torch.nan)
-        # Each series has `self.horizon` more steps of known covariates than of the target.
-        covered = valid & (step < (self.lengths[series] + self.horizon)[:, None])
-        columns = _windows(self.known, offset + step + series[:, None] * self.horizon).masked_fill(~covered, torch.nan)
-        known = self._calendar(start + step)
-        known = torch.cat([columns, known]) if len(columns) else known
+        past = windows(self.past, offset).masked_fill(~visible, torch.nan)
+        known = self._calendar(self.start[series] - self.calendar_start, step, consecutive=consecutive)
+        if len(self.known):
+            # Each series has `self.horizon` more steps of known covariates than of the target.
+            covered = valid & (step < (self.lengths[series] + self.horizon)[:, None])
+            columns = windows(self.known, offset + series * self.horizon).masked_fill(~covered, torch.nan)
+            known = torch.cat([columns, known])
         if self._home.type != "cpu" or not valid.all():
             known = known.masked_fill(~valid, 0.0)
         batch = Batch(
@@ -197,15 +203,19 @@ class PanelTensors:
             static_numbers=self.static_numbers[series],
             outcome=outcome,
             level=level,
-            weight=None if self.weight is None else _windows(self.weight, offset + step)[0].masked_fill(~visible, 0.0),
+            weight=None if self.weight is None else windows(self.weight, offset)[0].masked_fill(~visible, 0.0),
         )
         return batch.map(lambda values: values.to(self.device))
 
-    def _calendar(self, column: Int[Tensor, "batch time"]) -> Float[Tensor, "row batch time"]:
-        """Return the calendar at some columns; one window for all on a host, where all are of the same timestamps."""
-        if self._home.type == "cpu" and (column == column[:1]).all():
-            return _windows(self.calendar, column[:1]).expand(-1, len(column), -1)
-        return _windows(self.calendar, column)
+    def _calendar(
+        self, start: Int[Tensor, " batch"], step: Int[Tensor, "batch time"], *, consecutive: bool
+    ) -> Float[Tensor, "row batch time"]:
+        """Return the calendar at some steps; one window for all on a host, where all are of the same timestamps."""
+        if self._home.type == "cpu":
+            column = start + step[:, 0] if consecutive else start[:, None] + step
+            if (column == column[:1]).all():
+                return _windows(self.calendar, start[:1], step[:1], consecutive=consecutive).expand(-1, len(step), -1)
+        return _windows(self.calendar, start, step, consecutive=consecutive)
 
     def steps(
         self,
@@ -283,15 +293,23 @@ def _shared(values: np.ndarray) -> Tensor:
         return torch.from_numpy(values)
 
 
-def _windows(buffer: Float[Tensor, "row entry"], index: Int[Tensor, "batch time"]) -> Float[Tensor, "row batch time"]:
-    """Return the entries of each row at `index`; an arbitrary entry outside the buffer, which the caller masks."""
-    size, length = buffer.shape[1], index.shape[1]
+def _windows(
+    buffer: Float[Tensor, "row entry"],
+    offset: Int[Tensor, " batch"],
+    step: Int[Tensor, "batch time"],
+    *,
+    consecutive: bool,
+) -> Float[Tensor, "row batch time"]:
+    """Return the entries of each row `step` after `offset`; outside the buffer an arbitrary one, which is to be masked.
+
+    `consecutive` says whether each step follows the one before.
+    """
+    size, length = buffer.shape[1], step.shape[1]
     if buffer.numel() == 0:
-        return buffer.new_zeros(len(buffer), *index.shape)
-    begin = index[:, 0]
-    contiguous = bool((index[:, -1] - begin == length - 1).all()) and bool((index.diff(dim=1) == 1).all())
-    if not contiguous or size < length or bool((begin < 0).any()) or bool((begin > size - length).any()):
-        return buffer[:, index.clamp(0, size - 1)]
+        return buffer.new_zeros(len(buffer), *step.shape)
+    begin = offset + step[:, 0]
+    if not consecutive or size < length or bool((begin < 0).any()) or bool((begin > size - length).any()):
+        return buffer[:, (offset[:, None] + step).clamp(0, size - 1)]
     # One flat view of all rows (those of a shard have other series in between), so that windows are rows of it:
     # selecting along an inner axis would copy the whole view first.
     row = buffer.stride(0)

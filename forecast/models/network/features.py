@@ -17,7 +17,7 @@ from forecast.models.inputs.frame import Frame, gather_windows
 from forecast.models.inputs.scaling import Statistics
 from forecast.models.inputs.shape import NetworkShape
 from forecast.models.inputs.transform import asinh
-from forecast.models.network.normalisation import CLIP
+from forecast.models.network.normalisation import CLIP, repeat_season
 
 # The share of category values hidden in training, so that the row of the unseen value is trained too.
 _HIDDEN_SHARE = 0.05
@@ -246,6 +246,7 @@ def numeric_seasons(
 
     The mean is over a seventh of a season (a day of a week), from step `earliest` up to the origin.
     """
+    steps = steps[:, : shape.season_length]  # Those of the next seasons are the same.
     inside = steps.clamp(min=0)
     observed, value = batch.observed[:, inside] & (steps >= 0), batch.target[:, inside]
     features = [_relative(value, frame) * observed, observed.to(value.dtype)]
@@ -257,7 +258,7 @@ def numeric_seasons(
         total, count = (by_step[end] - by_step[first]).permute(3, 4, 0, 1, 2)
         mean = (total / count.clamp(min=1)).to(value.dtype)
         features.append(_relative(mean, frame) * (count > 0))
-    return torch.stack(features, dim=-1).flatten(-2)
+    return repeat_season(torch.stack(features, dim=-1).flatten(-2), shape, dim=2)
 
 
 def _relative(

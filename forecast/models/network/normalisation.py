@@ -108,6 +108,13 @@ def season_offset(shape: NetworkShape) -> Int[Tensor, " horizon"]:
     return ahead - season * torch.ceil(ahead / season).long()
 
 
+def repeat_season(values: Tensor, shape: NetworkShape, dim: int) -> Tensor:
+    """Return the values of the first season of the horizon for each step of the horizon, along `dim`."""
+    if values.shape[dim] == shape.horizon:
+        return values
+    return values.index_select(dim, torch.arange(shape.horizon, device=values.device) % shape.season_length)
+
+
 def seasonal_spread(
     batch: Batch,
     origin_steps: Int[Tensor, " origin"],
@@ -146,7 +153,8 @@ def seasonal_spread(
         # Running sums of a GPU may fall by a rounding error.
         return total.clamp(min=0), count
 
-    phase, reach, enough = origin_steps[:, None] + offset, season // 14, min(season, _ENOUGH_PAIRS)
+    # Phases repeat with the season.
+    phase, reach, enough = origin_steps[:, None] + offset[:season], season // 14, min(season, _ENOUGH_PAIRS)
     total, count = pairs((origin_steps - shape.spread_seasons * season + 1)[:, None], origin_steps[:, None])
     missing = (enough - count).clamp(min=0)
     independent = _INDEPENDENT * divisor[..., None].double().square()
@@ -158,4 +166,4 @@ def seasonal_spread(
         share = torch.maximum(share, 1 / (1 + near))
     mixed = torch.lerp(local / near.clamp(min=1), overall, share)
     mixed = mixed.sqrt().to(divisor.dtype) / divisor[..., None]
-    return mixed.clamp(min=_LEAST_SPREAD)
+    return repeat_season(mixed.clamp(min=_LEAST_SPREAD), shape, dim=2)
