@@ -2,7 +2,7 @@
 
 A digest is two sums, modulo 2^64, of 32-bit words times random numbers, one for each word of a series (multilinear
 hashing: Carter & Wegman 1979, "Universal Classes of Hash Functions"). Two pasts that differ have the same digest with a
-probability below 2^-63: enough against accidents, none against an attacker. A sum goes on from one cutoff to a later
+probability of 2^-64 at most: enough against accidents, none against an attacker. A sum goes on from one cutoff to a later
 one, so that the past is read once for both.
 """
 

@@ -21,7 +21,7 @@ from forecast.models.network.output import EncoderState
 
 _BATCH_SIZE = 512
 # Steps read at a time, about: memory does not depend on the length of a history.
-_STEPS = 1024
+_STEPS = 256
 
 
 class StateStore(NamedTuple):

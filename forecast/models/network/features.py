@@ -17,7 +17,7 @@ from forecast.models.inputs.frame import Frame, gather_windows
 from forecast.models.inputs.scaling import Statistics
 from forecast.models.inputs.shape import NetworkShape
 from forecast.models.inputs.transform import asinh
-from forecast.models.network.normalisation import CLIP, repeat_season
+from forecast.models.network.normalisation import CLIP, repeat_season, select_steps
 
 # The share of category values hidden in training, so that the row of the unseen value is trained too.
 _HIDDEN_SHARE = 0.05
@@ -255,7 +255,7 @@ def numeric_seasons(
         by_step = sums.permute(2, 0, 1).contiguous()  # Whole rows are gathered by step.
         first = torch.maximum(steps - reach, earliest[:, None, None])
         end = torch.minimum(steps + reach, origin_steps[:, None, None]).clamp(min=-1) + 1
-        total, count = (by_step[end] - by_step[first]).permute(3, 4, 0, 1, 2)
+        total, count = (select_steps(by_step, end) - select_steps(by_step, first)).permute(3, 4, 0, 1, 2)
         mean = (total / count.clamp(min=1)).to(value.dtype)
         features.append(_relative(mean, frame) * (count > 0))
     return repeat_season(torch.stack(features, dim=-1).flatten(-2), shape, dim=2)

@@ -112,7 +112,14 @@ def repeat_season(values: Tensor, shape: NetworkShape, dim: int) -> Tensor:
     """Return the values of the first season of the horizon for each step of the horizon, along `dim`."""
     if values.shape[dim] == shape.horizon:
         return values
-    return values.index_select(dim, torch.arange(shape.horizon, device=values.device) % shape.season_length)
+    n_seasons = -(-shape.horizon // values.shape[dim])
+    expanded = values.unsqueeze(dim).expand(*values.shape[:dim], n_seasons, *values.shape[dim:])
+    return expanded.flatten(dim, dim + 1).narrow(dim, 0, shape.horizon)
+
+
+def select_steps(by_step: Float[Tensor, "step *features"], steps: Int[Tensor, "*axes"]) -> Tensor:
+    """Return the rows of some steps, [*axes, *features]."""
+    return by_step.index_select(0, steps.flatten()).unflatten(0, steps.shape)
 
 
 def seasonal_spread(
@@ -149,7 +156,8 @@ def seasonal_spread(
         """Return the sum of squares and the number of the pairs whose later step is from `first` to `last`."""
         first = torch.maximum(first, earliest[:, None] + season)
         last = torch.maximum(torch.minimum(last, origin_steps[:, None]), first - 1)
-        total, count = (by_step[last + 1] - by_step[first]).permute(2, 3, 0, 1).unbind()
+        sums = select_steps(by_step, last + 1) - select_steps(by_step, first)
+        total, count = sums.movedim((-2, -1), (0, 1)).unbind()
         # Running sums of a GPU may fall by a rounding error.
         return total.clamp(min=0), count
 
@@ -159,8 +167,8 @@ def seasonal_spread(
     missing = (enough - count).clamp(min=0)
     independent = _INDEPENDENT * divisor[..., None].double().square()
     overall = (total + missing * independent) / (count + missing)
-    phases = (phase - k * season for k in range(shape.spread_seasons))
-    local, near = torch.stack([torch.stack(pairs(of - reach, of + reach)) for of in phases]).sum(0)
+    phases = torch.stack([phase - k * season for k in range(shape.spread_seasons)])
+    local, near = (values.sum(1) for values in pairs(phases - reach, phases + reach))
     share = (missing / enough).clamp(min=_GLOBAL_SHARE).masked_fill(near == 0, 1.0)
     if shape.spread_seasons > 1:
         share = torch.maximum(share, 1 / (1 + near))
