@@ -2,8 +2,8 @@
 
 A digest is two sums, modulo 2^64, of 32-bit words times random numbers, one for each word of a series (multilinear
 hashing: Carter & Wegman 1979, "Universal Classes of Hash Functions"). Two pasts that differ have the same digest with a
-probability of 2^-64 at most: enough against accidents, none against an attacker. A sum goes on from one cutoff to a later
-one, so that the past is read once for both.
+probability of 2^-64 at most: enough against accidents, none against an attacker. The sums of an earlier cutoff are part
+of those of a later one, so the past is read once for both.
 """
 
 from collections.abc import Sequence

@@ -117,9 +117,10 @@ def repeat_season(values: Tensor, shape: NetworkShape, dim: int) -> Tensor:
     return expanded.flatten(dim, dim + 1).narrow(dim, 0, shape.horizon)
 
 
-def select_steps(by_step: Float[Tensor, "step *features"], steps: Int[Tensor, "*axes"]) -> Tensor:
-    """Return the rows of some steps, [*axes, *features]."""
-    return by_step.index_select(0, steps.flatten()).unflatten(0, steps.shape)
+def select_steps(by_step: Float[Tensor, "step sum batch"], steps: Int[Tensor, "*axes"]) -> Tensor:
+    """Return the sums of some steps, [*axes, sum, batch]."""
+    sums: Tensor = by_step.index_select(0, steps.flatten()).unflatten(0, steps.shape)
+    return sums
 
 
 def seasonal_spread(
