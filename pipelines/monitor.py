@@ -222,15 +222,18 @@ def _start(config: MonitorConfig) -> str:
 
 
 def _backtest(registry: "Registry", version: "Version | None") -> "tuple[pl.DataFrame | None, dict[str, float | None]]":
-    """Return scores and metrics of a version in its latest backtest, if there is one."""
+    """Return the MASE of each window and the metrics of a version in its latest backtest, if there is one."""
+    import polars as pl
+
     from forecast.metrics.summaries import summarise
-    from forecast.names import BACKTEST_RUN, MODEL
+    from forecast.names import BACKTEST_RUN, MODEL, SERIES_ID
 
     run_id = version and version.tags.get(BACKTEST_RUN)
     if version is None or not run_id:
         return None, {}
-    scores = registry.read_table(run_id, "scores.parquet").filter(**{MODEL: version.kind})
-    return scores, summarise(scores).row(0, named=True)
+    with registry.scan_table(run_id, "scores.parquet") as table:
+        scores = table.filter(pl.col(MODEL) == version.kind)
+        return scores.select(SERIES_ID, "mase").collect(), summarise(scores).row(0, named=True)
 
 
 def _history(loaded: "Loaded", evaluation: "MonitorResult") -> "pl.DataFrame":

@@ -38,7 +38,8 @@ def alarms_of(days: pl.DataFrame, settings: AlarmSettings, backtest: pl.DataFram
     from_history = from_history.filter(pl.col("n_scaled") > 0).with_columns(reference=pl.lit(HISTORY))
     backtest_scores = pl.DataFrame({SERIES_ID: [], "score": []}, schema={SERIES_ID: pl.String, "score": pl.Float64})
     if backtest is not None:
-        backtest_scores = backtest.select(SERIES_ID, pl.col("mase").fill_nan(None).alias("score")).drop_nulls()
+        of_series = backtest.join(by_series, on=SERIES_ID, how="semi")
+        backtest_scores = of_series.select(SERIES_ID, pl.col("mase").fill_nan(None).alias("score")).drop_nulls()
     from_backtest = by_series.join(_robust(backtest_scores, [SERIES_ID]).filter(pl.col("periods") >= 2), on=SERIES_ID)
     from_backtest = from_backtest.join(from_history, on=SERIES_ID, how="anti").with_columns(
         reference=pl.lit("backtest")
@@ -68,9 +69,13 @@ def alarms_of(days: pl.DataFrame, settings: AlarmSettings, backtest: pl.DataFram
     )
     alarms = alarms.with_columns((pl.col("scaled") / pl.col("n_scaled")).fill_nan(None).alias("mase"), limit=limit)
     columns = [SERIES_ID, "status", "mase", "reference", "median", "deviation", "limit", "periods", "n_steps"]
+    return worst_first(alarms.with_columns(status=status).select(columns))
+
+
+def worst_first(alarms: pl.DataFrame) -> pl.DataFrame:
+    """Return the rows of `alarms_of` in their order: alarms first, each part by how far the MASE is above the limit."""
     excess = pl.col("mase") / pl.col("limit")
-    order = [pl.col("status") != ALARM, -excess, pl.col(SERIES_ID)]
-    return alarms.with_columns(status=status).sort(order, nulls_last=True).select(columns)
+    return alarms.sort([pl.col("status") != ALARM, -excess, pl.col(SERIES_ID)], nulls_last=True)
 
 
 def _robust(scores: pl.DataFrame, keys: Sequence[str]) -> pl.DataFrame:

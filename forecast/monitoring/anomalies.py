@@ -7,7 +7,7 @@ Learning in a Random World"), so the rate of false alarms holds where intervals 
 
 from collections.abc import Mapping, Sequence
 from statistics import NormalDist
-from typing import Final
+from typing import Final, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -19,6 +19,8 @@ from forecast.monitoring.cutoffs import Cutoff, Part
 from forecast.monitoring.drift import Span
 from forecast.monitoring.labels import ANOMALY, FEW, NORMAL
 from forecast.names import CUTOFF, SERIES_ID, STEP, TARGET, TIMESTAMP
+
+Float32Array = npt.NDArray[np.float32]
 
 _LEAST_SPREAD: Final = 0.1
 """Lower bound of a standard deviation, as a share of the mean seasonal difference: quantiles may all be equal."""
@@ -60,38 +62,54 @@ def normal_deviates(actual: Array, quantiles: Array, levels: Sequence[float], le
     return clipped
 
 
-class LatestForecasts:
-    """The latest forecast of each observation in a span, by series and grid index, as arrays of [S, steps].
+class _StepForecasts(NamedTuple):
+    """The latest forecasts of a step of the grid, [S] all; NaN and 0 without one."""
 
-    Cutoffs are added in order, the earliest first.
+    deviate: Float32Array
+    step: npt.NDArray[np.int32]
+    """Steps after the cutoff."""
+    median: Float32Array
+    """Empty in the history, like `actual`: only those of recent steps are shown."""
+    actual: Float32Array
+
+
+class LatestForecasts:
+    """The latest forecast of each observation in a span, by grid index and series.
+
+    Only steps with a forecast take memory. The cutoffs of a series are added in order, the earliest first.
     """
 
     def __init__(self, panel: Panel, span: Span, levels: Sequence[float]) -> None:
-        shape = panel.n_series, span.last - span.first + 1
         self._panel, self._span, self._levels = panel, span, levels
-        self.deviate, self.median, self.actual = np.full((3, *shape), np.nan, np.float32)
-        self.step: npt.NDArray[np.int32] = np.zeros(shape, np.int32)
-        """Steps after the cutoff, 0 without a forecast."""
-
-    @property
-    def first_recent(self) -> int:
-        """The column at which the recent window begins."""
-        return max(0, self._span.recent - self._span.first)
+        self._by_index: dict[int, _StepForecasts] = {}
 
     def add(self, part: Part, cutoff: Cutoff, scale: Array) -> None:
         """Add forecasts; `scale` is the mean seasonal difference of each series up to the cutoff, [n].
 
         Observations whose latest forecast a person has overridden have no verdict.
         """
-        row, step = np.nonzero(np.isfinite(part.actual))
-        ids = part.panel.series_id[part.windows.series]
-        place = np.searchsorted(self._panel.series_id, ids)[row], cutoff.position + 1 + step - self._span.first
-        actual, quantiles = part.actual[row, step], part.quantiles[row, step]
-        least = _LEAST_SPREAD * np.nan_to_num(scale)[row]
-        deviates = normal_deviates(actual, quantiles, self._levels, least)
-        self.deviate[place] = np.where(part.overridden[row, step], np.nan, deviates)
-        self.median[place], self.actual[place] = quantiles[:, list(self._levels).index(0.5)], actual
-        self.step[place] = step + 1
+        first = np.searchsorted(self._panel.series_id, part.panel.series_id[0])
+        observed, middle = np.isfinite(part.actual), list(self._levels).index(0.5)
+        least = _LEAST_SPREAD * np.nan_to_num(scale)[np.nonzero(observed)[0]]
+        deviates = np.full(observed.shape, np.nan)
+        deviates[observed] = normal_deviates(part.actual[observed], part.quantiles[observed], self._levels, least)
+        deviates[part.overridden] = np.nan
+        for column in np.flatnonzero(observed.any(0)).tolist():
+            row = np.flatnonzero(observed[:, column])
+            series, latest = first + part.windows.series[row], self._at(cutoff.position + 1 + column)
+            latest.deviate[series], latest.step[series] = deviates[row, column], column + 1
+            if len(latest.median):
+                latest.median[series] = part.quantiles[row, column, middle]
+                latest.actual[series] = part.actual[row, column]
+
+    def _at(self, index: int) -> _StepForecasts:
+        """Return the forecasts of a grid index, to be written to."""
+        if index not in self._by_index:
+            n_series = self._panel.n_series
+            n_shown = n_series if index >= self._span.recent else 0
+            deviate, median, actual = (np.full(size, np.nan, np.float32) for size in (n_series, n_shown, n_shown))
+            self._by_index[index] = _StepForecasts(deviate, np.zeros(n_series, np.int32), median, actual)
+        return self._by_index[index]
 
     def verdicts(self, rate: float | None, ages: Mapping[str, int]) -> pl.DataFrame:
         """Return a row for each recent observation with a forecast: anomalies first, the largest first.
@@ -107,67 +125,82 @@ class LatestForecasts:
         """
         from scipy.special import ndtr
 
-        size = self._sizes(self._group_of(ages))
-        row, column = np.nonzero(np.isfinite(size[:, self.first_recent :]))
-        if rate is None:
-            row, column = row[:0], column[:0]
-        column = column + self.first_recent
-        p_value = self._p_values(size, self._group_of(ages), (row, column), rate or 1.0)
-        step, index = self.step[row, column].astype(np.int64), self._span.first + column.astype(np.int64)
+        indices = sorted(self._by_index) if rate is not None else []
+        n_past = sum(index < self._span.recent for index in indices)
+        size, group = self._sizes(indices, n_past, list(ages.values()))
+        row, series = np.nonzero(np.isfinite(size[n_past:]))
+        p_value = _p_values(size, group, n_past, (row + n_past, series), rate or 1.0)
+        size = size[n_past:][row, series]
         verdict = np.where(np.isnan(p_value), FEW, np.where(p_value <= (rate or 0.0), ANOMALY, NORMAL))
-        grid = self._panel.grid
-        frame = pl.DataFrame(
+        order = np.lexsort((row, series, -np.abs(size), verdict != ANOMALY))
+        index = np.array(indices[n_past:], np.int64)[row][order]
+        recent = [self._by_index[number] for number in indices[n_past:]]
+        deviate, step, median, actual = (
+            np.concatenate([np.zeros(0), *(values[name][np.isfinite(values.deviate)] for values in recent)])[order]
+            for name in range(4)
+        )
+        step = step.astype(np.int64)
+        grid, names = self._panel.grid, pl.Series(self._panel.series_id.tolist(), dtype=pl.String)
+        return pl.DataFrame(
             {
-                SERIES_ID: pl.Series(self._panel.series_id[row].tolist(), dtype=pl.String),
+                SERIES_ID: names.gather(series[order]),
                 TIMESTAMP: grid.timestamps(index),
-                TARGET: self.actual[row, column].astype(np.float64),
-                "median": self.median[row, column].astype(np.float64),
+                TARGET: actual,
+                "median": median,
                 CUTOFF: grid.timestamps(index - step),
                 STEP: step,
-                "pit": ndtr(self.deviate[row, column].astype(np.float64)),
-                "size": size[row, column].astype(np.float64),
-                "p_value": pl.Series(p_value, nan_to_null=True),
-                "verdict": pl.Series(verdict.tolist(), dtype=pl.String),
+                "pit": ndtr(deviate),
+                "size": size[order].astype(np.float64),
+                "p_value": pl.Series(p_value[order], nan_to_null=True),
+                "verdict": pl.Series(verdict[order].tolist(), dtype=pl.String),
             }
         )
-        order = [pl.col("verdict") != ANOMALY, -pl.col("size").abs(), pl.col(SERIES_ID), pl.col(TIMESTAMP)]
-        return frame.sort(order)
 
-    def _group_of(self, ages: Mapping[str, int]) -> IntArray:
-        """Return the number of the group of ages of each forecast, [S, steps]."""
-        return np.searchsorted(np.array(list(ages.values())), self.step)
+    def _sizes(
+        self, indices: Sequence[int], n_past: int, age_ends: Sequence[int]
+    ) -> tuple[Float32Array, npt.NDArray[np.int16]]:
+        """Return the deviates over their scale in the history, by age and then by series, and the groups of ages.
 
-    def _sizes(self, group: IntArray) -> npt.NDArray[np.float32]:
-        """Return the deviates over their scale in the history, by age and then by series, [S, steps]."""
-        size, past = self.deviate.copy(), slice(0, self.first_recent)
-        observed = np.isfinite(size[:, past])
-        overall = _scale(np.abs(size[:, past][observed]))
+        Both are [steps, S], of the grid `indices`, of which the first `n_past` are the history.
+        """
+        size = np.zeros((len(indices), self._panel.n_series), np.float32)
+        group = np.zeros(size.shape, np.int16)
+        for row, index in enumerate(indices):
+            size[row] = self._by_index[index].deviate
+            group[row] = np.searchsorted(age_ends, self._by_index[index].step)
+        observed = np.isfinite(size[:n_past])
+        overall = _scale(np.abs(size[:n_past][observed]))
         for number in np.unique(group):
-            member = observed & (group[:, past] == number)
+            member = observed & (group[:n_past] == number)
             enough = np.count_nonzero(member) >= _MIN_AGE
-            size[group == number] /= _scale(np.abs(size[:, past][member])) if enough else overall
-        absolute, count = np.sort(np.abs(size[:, past]), axis=1), observed.sum(1)  # NaN comes last.
+            size[group == number] /= _scale(np.abs(size[:n_past][member])) if enough else overall
+        absolute, count = np.sort(np.abs(size[:n_past]), axis=0), observed.sum(0)  # NaN comes last.
         place = np.clip(np.ceil(_LEVEL * count).astype(np.int64) - 1, 0, None)
-        series = np.zeros(len(size)) if not past.stop else absolute[np.arange(len(size)), place] / _NORMAL
+        series = absolute[place, np.arange(len(place))] / _NORMAL if n_past else np.zeros(len(place))
         series = (count * np.nan_to_num(series) + _SHRINKAGE) / (count + _SHRINKAGE)
-        size /= series[:, None].astype(np.float32)
-        return size
+        size /= series.astype(np.float32)
+        return size, group
 
-    def _p_values(
-        self, size: npt.NDArray[np.float32], group: IntArray, place: tuple[IntArray, IntArray], rate: float
-    ) -> Array:
-        """Return the two-sided p-values of the observations at `place`, [n]; NaN with too few earlier ones."""
-        past = size[:, : self.first_recent]
-        observed = np.isfinite(past)
-        value, number = size[place], group[place]
-        p_value = np.full(len(value), np.nan)
-        for age in np.unique(number):
-            member, reference = number == age, past[observed & (group[:, : self.first_recent] == age)]
-            if len(reference) + 1 < 2 / rate:
-                reference = past[observed]
-            if len(reference) + 1 >= 2 / rate:
-                p_value[member] = conformal_p_values(value[member], reference)
-        return p_value
+
+def _p_values(
+    size: Float32Array,
+    group: npt.NDArray[np.int16],
+    n_past: int,
+    place: tuple[IntArray, IntArray],
+    rate: float,
+) -> Array:
+    """Return the two-sided p-values of the observations at `place`, [n]; NaN with too few earlier ones."""
+    past = size[:n_past]
+    observed = np.isfinite(past)
+    value, number = size[place], group[place]
+    p_value = np.full(len(value), np.nan)
+    for age in np.unique(number):
+        member, reference = number == age, past[observed & (group[:n_past] == age)]
+        if len(reference) + 1 < 2 / rate:
+            reference = past[observed]
+        if len(reference) + 1 >= 2 / rate:
+            p_value[member] = conformal_p_values(value[member], reference)
+    return p_value
 
 
 def conformal_p_values(value: npt.NDArray[np.floating], reference: npt.NDArray[np.floating]) -> Array:

@@ -10,6 +10,7 @@ from forecast.names import SERIES_ID
 
 BAND: Final = 0.8
 _COVERED: Final = "covered_80"
+_SUMS: Final = pl.col(_COVERED, "n_steps").sum()
 _CHANCE: Final = 0.01
 """Significance level: one false alarm in a hundred checks of calibrated intervals."""
 _BLOCKS: Final = 3
@@ -30,17 +31,37 @@ class Coverage(NamedTuple):
         return self.value is not None and self.chance is not None and self.value + self.chance >= BAND
 
 
-def coverage_of(days: pl.DataFrame) -> Coverage:
-    """Return the coverage of the recent window, from sums by series, window, day and age.
+class CoverageSums:
+    """Sums of the 80 % interval, a block of series at a time: of each series in the recent window, and by day."""
 
-    The chance margin is the larger of two. Over series: Student's t of the mean over series, since the steps of one
-    series are correlated. Over time, all series together, since series share their dates: the spread between earlier
-    stretches as long as the window; with too few of these, Student's t of the mean over the days of the window.
-    """
-    if _COVERED not in days.columns:
-        return Coverage(None, None)
-    recent = days.filter(window=RECENT)
-    series = recent.group_by(SERIES_ID).agg(pl.col(_COVERED, "n_steps").sum())
+    def __init__(self) -> None:
+        self._series: list[pl.DataFrame] = []
+        self._days: list[pl.DataFrame] = []
+
+    def add(self, days: pl.DataFrame) -> None:
+        """Add the sums of a block by series, window, day and age."""
+        if _COVERED in days.columns:
+            recent = days.filter(window=RECENT)
+            self._series.append(recent.group_by(SERIES_ID).agg(_SUMS).drop(SERIES_ID))
+            self._days.append(days.group_by("window", "day").agg(_SUMS))
+
+    def coverage(self) -> Coverage:
+        """Return the coverage of the recent window.
+
+        The chance margin is the larger of two. Over series: Student's t of the mean over series, since the steps of one
+        series are correlated. Over time, all series together, since series share their dates: the spread between
+        earlier stretches as long as the window; with too few of these, Student's t of the mean over the days of the
+        window.
+        """
+        if not self._series:
+            return Coverage(None, None)
+        series = pl.concat(self._series)
+        days = pl.concat(self._days).group_by("window", "day").agg(_SUMS)
+        return _coverage(series, days)
+
+
+def _coverage(series: pl.DataFrame, days: pl.DataFrame) -> Coverage:
+    """Return the coverage from the sums of each series in the recent window, and of each day of both windows."""
     steps = int(series["n_steps"].sum())
     if not steps:
         return Coverage(None, None)
@@ -54,7 +75,7 @@ def coverage_of(days: pl.DataFrame) -> Coverage:
         deviation = float(np.std(shares, ddof=1)) * np.sqrt(1 + 1 / len(shares))
         margins.append(float(-stdtrit(len(shares) - 1, _CHANCE) * deviation))
     else:
-        groups.append(recent.group_by("day").agg(pl.col(_COVERED, "n_steps").sum()))
+        groups.append(days.filter(window=RECENT))
     for sums in groups:
         covered, total = (sums[name].to_numpy().astype(np.float64) for name in (_COVERED, "n_steps"))
         count = len(total)
@@ -71,11 +92,10 @@ def _stretches(days: pl.DataFrame) -> np.ndarray:
 
     Stretches with less than half as many steps as the recent window are omitted.
     """
-    sums = pl.col(_COVERED, "n_steps").sum()
     recent = days.filter(window=RECENT)
-    length, steps = recent["day"].n_unique(), recent["n_steps"].sum()
-    history = days.filter(window=HISTORY).group_by("day").agg(sums).sort("day", descending=True)
-    stretches = history.group_by(pl.int_range(pl.len()) // length, maintain_order=True).agg(sums)
+    length, steps = recent.height, recent["n_steps"].sum()
+    history = days.filter(window=HISTORY).sort("day", descending=True)
+    stretches = history.group_by(pl.int_range(pl.len()) // length, maintain_order=True).agg(_SUMS)
     stretches = stretches.filter(2 * pl.col("n_steps") >= steps)
     shares: np.ndarray = (stretches[_COVERED] / stretches["n_steps"]).to_numpy()
     return shares

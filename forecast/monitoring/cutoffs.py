@@ -15,14 +15,14 @@ from forecast.data.windows import WindowIndex
 from forecast.errors import DataError, listing
 from forecast.metrics.seasonal_naive import future_values
 from forecast.monitoring.drift import Span
-from forecast.monitoring.forecasts import ScoredForecasts
+from forecast.monitoring.forecasts import Block, ScoredForecasts
 from forecast.monitoring.labels import IN_SAMPLE, OUT_OF_SAMPLE, UNKNOWN
 from forecast.names import CUTOFF, MEAN, MODEL_MEAN, OVERRIDE_AUTHOR, SERIES_ID, STEP, TIMESTAMP, quantile_column
 from forecast.scoring.manifests import cutoff_moment, in_utc, training_end
 
 Array = npt.NDArray[np.floating]
 
-_BLOCK: Final = 1 << 20
+_BLOCK: Final = 1 << 18
 """Steps scored at a time."""
 
 
@@ -182,17 +182,18 @@ def observed_parts(
     span: Span,
     levels: Sequence[float],
     outcomes: RowOutcomes,
+    block: Block,
 ) -> Iterator[Part]:
-    """Yield the forecasts of a cutoff with their observations.
+    """Yield the forecasts of a block of series of a cutoff with their observations.
 
-    Adds the rows to `outcomes`.
+    `panel` has the series of the block. Adds the rows to `outcomes`.
     """
     counts = outcomes.counts
     horizon, columns = cutoff.horizon, [quantile_column(level) for level in levels]
     steps = cutoff.position + np.arange(1, horizon + 1)
     inside, due = steps >= span.first, steps <= span.last
     names = pl.Series(panel.series_id.tolist(), dtype=pl.String)
-    for frame in forecasts.rows(cutoff.content):
+    for frame in forecasts.block(cutoff.content, block):
         _check_steps(frame, cutoff, panel, forecasts.path)
         ids = frame[SERIES_ID].gather_every(horizon)
         series = names.search_sorted(ids).to_numpy()
@@ -207,18 +208,18 @@ def observed_parts(
         mean = frame[MEAN].to_numpy().reshape(len(ids), horizon).astype(np.float64)
         model_mean, author = _overrides_in(frame, horizon)
         rows, size = np.flatnonzero(in_panel), max(1, _BLOCK // horizon)
-        for block in (rows[first : first + size] for first in range(0, len(rows), size)):
-            begin = int(series[block].min())
-            shard = panel.rows(begin, int(series[block].max()) + 1)
-            windows = WindowIndex(series[block] - begin, cutoff.position - shard.start[series[block] - begin])
+        for chosen in (rows[first : first + size] for first in range(0, len(rows), size)):
+            begin = int(series[chosen].min())
+            shard = panel.rows(begin, int(series[chosen].max()) + 1)
+            windows = WindowIndex(series[chosen] - begin, cutoff.position - shard.start[series[chosen] - begin])
             actual = future_values(shard, windows, horizon)
             actual[:, ~(inside & due)] = np.nan
             observed = np.isfinite(actual)
             counts["rows_scored"] += int(observed.sum())
             counts["rows_missing"] += int((~observed[:, inside & due]).sum())
             counts["rows_recent"] += int(observed[:, steps >= span.recent].sum())
-            by_hand = (None, None) if model_mean is None or author is None else (model_mean[block], author[block])
-            yield Part(shard, windows, quantiles[block], actual, mean[block], *by_hand)
+            by_hand = (None, None) if model_mean is None or author is None else (model_mean[chosen], author[chosen])
+            yield Part(shard, windows, quantiles[chosen], actual, mean[chosen], *by_hand)
 
 
 def _overrides_in(frame: pl.DataFrame, horizon: int) -> tuple[Array | None, npt.NDArray[np.object_] | None]:

@@ -1,7 +1,7 @@
 """Drift of the columns of a panel: the recent window against the same part of earlier cycles."""
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Final, NamedTuple
 
 import numpy as np
@@ -9,8 +9,15 @@ import numpy.typing as npt
 import polars as pl
 
 from forecast.config import DataConfig
-from forecast.data.panel import IntArray, Panel, TargetArray
+from forecast.data.panel import Panel, TargetArray
 from forecast.data.time.frequency import DAY
+from forecast.monitoring.stability import (
+    bin_counts,
+    chance_of_steps,
+    chance_of_windows,
+    counts_by_step,
+    stability_index,
+)
 from forecast.names import TARGET
 
 Array = npt.NDArray[np.float64]
@@ -20,7 +27,10 @@ _FEW: Final = 100
 """Values that a window needs: with fewer, the index is mostly chance (its mean is about bins / values)."""
 _DISCRETE: Final = 12
 """A column with at most this many distinct values is compared value by value."""
-_CHANCE: Final = 0.01
+_SHARD: Final = 1 << 20
+"""Steps of the panel read at a time."""
+_MAX_VALUES: Final = 1 << 25
+"""Steps in all windows above which psi and ks are of a sample of the series."""
 _SCHEMA: Final = {
     "column": pl.String,
     "role": pl.String,
@@ -84,25 +94,66 @@ def cycles(panel: Panel, data: DataConfig, span: Span) -> Cycles:
 
 
 class _Window(NamedTuple):
-    """The observed values of a column in a window."""
+    """The observed values of a column in a window, [values] all."""
 
-    series: IntArray
-    """[values], the index of the series of each observed value."""
-    value: Array
-    """[values]"""
-    step: IntArray
-    """[values], grid indices."""
-    expected: int
-    """Number of steps at which a value is expected: all steps since the first one of each series."""
+    series: npt.NDArray[np.int32]
+    """The index of the series of each value."""
+    value: TargetArray
+    step: npt.NDArray[np.int32]
+    """Steps since the beginning of the window."""
 
     def between(self, first: int, last: int) -> "_Window":
-        """Return the values between two grid indices; their `expected` is unknown and set to 0."""
+        """Return the values between two steps."""
         inside = (self.step >= first) & (self.step <= last)
-        return _Window(self.series[inside], self.value[inside], self.step[inside], 0)
+        return _Window(self.series[inside], self.value[inside], self.step[inside])
 
-    @property
-    def missing(self) -> float:
-        return 1 - len(self.value) / self.expected if self.expected else float("nan")
+
+class _Counts(NamedTuple):
+    """Numbers of values in a window."""
+
+    values: int
+    zeros: int
+    """Of a categorical column, the values absent from training."""
+    expected: int
+    """Steps at which a value is expected: all since the first one of each series."""
+
+
+class _Column(NamedTuple):
+    """A column of a panel in its buffers."""
+
+    name: str
+    role: str
+    values: Callable[[Panel], TargetArray]
+    n_ahead: int
+    """Steps in the buffer after each series."""
+
+    def windows(self, panel: Panel, first: int, last: int) -> Iterator[_Window]:
+        """Yield the values at grid indices `first` to `last`, some series at a time."""
+        first_series = 0
+        for shard in panel.shards(_SHARD):
+            sizes = shard.lengths + self.n_ahead
+            begin = np.cumsum(sizes) - sizes
+            low, high = (np.clip(edge - shard.start, 0, sizes) for edge in (first, last + 1))
+            count = high - low
+            owner = np.repeat(np.arange(shard.n_series), count)
+            position = np.arange(len(owner)) + np.repeat(begin + low - (np.cumsum(count) - count), count)
+            value = self.values(shard)[position]
+            observed = ~np.isnan(value)
+            step = (shard.start[owner] + position - begin[owner])[observed] - first
+            yield _Window((owner[observed] + first_series).astype(np.int32), value[observed], step.astype(np.int32))
+            first_series += shard.n_series
+
+    def window(self, panel: Panel, first: int, last: int) -> _Window:
+        """Return the values at grid indices `first` to `last`."""
+        series, value, step = zip(*self.windows(panel, first, last), strict=True)
+        return _Window(np.concatenate(series), np.concatenate(value), np.concatenate(step))
+
+    def counts(self, panel: Panel, first: int, last: int) -> _Counts:
+        """Return the number of values at grid indices `first` to `last`."""
+        counts = [(len(part.value), int((part.value == 0).sum())) for part in self.windows(panel, first, last)]
+        values, zeros = np.sum(counts, axis=0).tolist()
+        expected = np.clip(last + 1 - np.maximum(panel.start, first), 0, None).sum()
+        return _Counts(values, zeros, int(expected))
 
 
 def drift(panel: Panel, data: DataConfig, categories: Mapping[str, Sequence[str]], windows: Cycles) -> pl.DataFrame:
@@ -119,85 +170,75 @@ def drift(panel: Panel, data: DataConfig, categories: Mapping[str, Sequence[str]
 
     Numeric columns with many distinct values are standardised by series, with the mean and standard deviation of all
     steps from the first window of the history up to the recent one. psi and ks are null if a window has fewer than 100
-    values, or if the panel has no earlier cycle.
+    values, or if the panel has no earlier cycle. With more than 2^25 steps in all windows they are of every nth series.
     """
-    columns: list[tuple[str, str, Callable[[Panel], TargetArray], int]] = [
-        (data.columns.target, TARGET, lambda shard: shard.target, 0)
-    ]
-    for role, names in (("past", data.past_covariates), ("known", data.known_covariates)):
-        for row, name in enumerate(names):
-            columns.append((name, role, _row(role, row), panel.horizon if role == "known" else 0))
+    sample = _sample(panel, windows)
     rows = []
-    for name, role, values, n_ahead in columns:
-        recent = _window(panel, values, n_ahead, windows.recent, windows.last(windows.recent))
-        is_coded = name in categories
-        first = min(windows.before, default=windows.recent)
-        history = _window(panel, values, n_ahead, first, windows.recent - 1)
-        parts = [history.between(start, windows.last(start)) for start in windows.before]
-        expected = sum(_expected(panel, start, windows.last(start)) for start in windows.before)
-        n_before = sum(len(part.value) for part in parts)
-        psi, chance, ks = _distances(history, parts, recent, is_coded)
+    for column in _columns(panel, data):
+        is_coded = column.name in categories
+        recent = column.counts(panel, windows.recent, windows.last(windows.recent))
+        before = [column.counts(panel, first, windows.last(first)) for first in windows.before]
+        psi, chance, ks = _distances(column, sample, windows, is_coded) if before else (None, None, None)
         rows.append(
             {
-                "column": name,
-                "role": role,
+                "column": column.name,
+                "role": column.role,
                 "psi": psi,
                 "psi_chance": chance,
                 "ks": ks,
-                "missing": recent.missing,
-                "missing_before": 1 - n_before / expected if expected else None,
+                "missing": _missing([recent]),
+                "missing_before": _missing(before),
                 "unseen": _unseen([recent]) if is_coded else None,
-                "unseen_before": _unseen(parts) if is_coded else None,
-                "values": len(recent.value),
-                "values_before": n_before,
+                "unseen_before": _unseen(before) if is_coded else None,
+                "values": recent.values,
+                "values_before": sum(counts.values for counts in before),
             }
         )
-    return pl.DataFrame(rows, schema=_SCHEMA).with_columns(pl.col(pl.Float64).fill_nan(None))
+    return pl.DataFrame(rows, schema=_SCHEMA)
+
+
+def _columns(panel: Panel, data: DataConfig) -> list[_Column]:
+    columns = [_Column(data.columns.target, TARGET, lambda shard: shard.target, 0)]
+    columns += [_Column(name, "past", _row("past", row), 0) for row, name in enumerate(data.past_covariates)]
+    known = enumerate(data.known_covariates)
+    return columns + [_Column(name, "known", _row("known", row), panel.horizon) for row, name in known]
 
 
 def _row(role: str, row: int) -> Callable[[Panel], npt.NDArray[np.float32]]:
     return lambda shard: (shard.past if role == "past" else shard.known)[row]
 
 
-def _window(panel: Panel, values: Callable[[Panel], TargetArray], n_ahead: int, first: int, last: int) -> _Window:
-    """Return the values at grid indices `first` to `last`; the buffer has `n_ahead` steps after each series."""
-    series, observed_values, step, first_series = [], [], [], 0
-    for shard in panel.shards():
-        sizes = shard.lengths + n_ahead
-        begin = np.cumsum(sizes) - sizes
-        low, high = (np.clip(edge - shard.start, 0, sizes) for edge in (first, last + 1))
-        count = high - low
-        owner = np.repeat(np.arange(shard.n_series), count)
-        position = np.arange(len(owner)) + np.repeat(begin + low - (np.cumsum(count) - count), count)
-        value = values(shard)[position].astype(np.float64)
-        observed = ~np.isnan(value)
-        series.append(owner[observed] + first_series)
-        observed_values.append(value[observed])
-        step.append((shard.start[owner] + position - begin[owner])[observed])
-        first_series += shard.n_series
-    return _Window(
-        np.concatenate(series), np.concatenate(observed_values), np.concatenate(step), _expected(panel, first, last)
-    )
+def _sample(panel: Panel, windows: Cycles) -> Panel:
+    """Return every nth series of a panel, so that they have at most _MAX_VALUES steps in all windows."""
+    steps = panel.n_series * (windows.last(windows.recent) - min(windows.before, default=windows.recent) + 1)
+    spacing = -(-steps // _MAX_VALUES)
+    return panel if spacing == 1 else panel.take(np.arange(0, panel.n_series, spacing))
 
 
-def _expected(panel: Panel, first: int, last: int) -> int:
-    return int(np.clip(last + 1 - np.maximum(panel.start, first), 0, None).sum())
+def _missing(windows: Sequence[_Counts]) -> float | None:
+    expected = sum(counts.expected for counts in windows)
+    return 1 - sum(counts.values for counts in windows) / expected if expected else None
 
 
-def _unseen(windows: Sequence[_Window]) -> float | None:
-    values = np.concatenate([np.zeros(0), *(window.value for window in windows)])
-    return float((values == 0).mean()) if len(values) else None
+def _unseen(windows: Sequence[_Counts]) -> float | None:
+    values = sum(counts.values for counts in windows)
+    return sum(counts.zeros for counts in windows) / values if values else None
 
 
 def _distances(
-    history: _Window, parts: Sequence[_Window], recent: _Window, is_coded: bool
+    column: _Column, panel: Panel, windows: Cycles, is_coded: bool
 ) -> tuple[float | None, float | None, float | None]:
     """Return psi, its chance level, and ks."""
     undefined = None, None, None
-    if min(sum(len(part.value) for part in parts), len(recent.value)) < _FEW:
+    begin = min(windows.before)
+    history = column.window(panel, begin, windows.recent - 1)
+    parts = [history.between(first - begin, windows.last(first) - begin) for first in windows.before]
+    recent = column.window(panel, windows.recent, windows.last(windows.recent))
+    old: list[TargetArray] = [part.value for part in parts]
+    new = recent.value
+    if min(sum(map(len, old)), len(new)) < _FEW:
         return undefined
-    old, new = [part.value for part in parts], recent.value
-    distinct = np.unique(np.concatenate([*old, new]))
+    distinct = np.unique(np.concatenate([*old, new])).astype(np.float64)
     if is_coded or len(distinct) <= _DISCRETE:
         edges = (distinct[:-1] + distinct[1:]) / 2
     else:
@@ -209,76 +250,17 @@ def _distances(
         if len(new) < _FEW:
             return undefined
         edges = np.unique(np.quantile(np.concatenate(old), np.linspace(0, 1, _BINS + 1)[1:-1]))
-    counts = np.stack([_counts(values, edges) for values in old])
-    recent_counts = _counts(new, edges)
-    steps = _by_step(parts, old, edges)
-    chance = _chance_of_windows(counts, steps) if len(parts) > 2 else _chance_of_steps(steps, recent_counts.sum())
-    psi = _psi(counts.sum(0), recent_counts)
+    counts = np.stack([bin_counts(values, edges) for values in old])
+    recent_counts = bin_counts(new, edges)
+    steps = counts_by_step([part.step for part in parts], old, edges)
+    chance = chance_of_windows(counts, steps) if len(parts) > 2 else chance_of_steps(steps, recent_counts.sum())
+    psi = stability_index(counts.sum(0), recent_counts)
     if is_coded:
         return psi, chance, None
     joint = np.concatenate(old)
     all_values = np.sort(np.concatenate([joint, new]))
     below = (np.searchsorted(np.sort(values), all_values, side="right") / len(values) for values in (joint, new))
     return psi, chance, float(np.abs(np.subtract(*below)).max())
-
-
-def _counts(values: Array, edges: Array) -> Array:
-    """Return the number of values in each bin, [bin]."""
-    return np.bincount(np.searchsorted(edges, values, side="right"), minlength=len(edges) + 1).astype(np.float64)
-
-
-def _psi(reference: Array, recent: Array) -> float:
-    p, q = ((counts + 0.5) / (counts + 0.5).sum() for counts in (reference, recent))
-    return float(((q - p) * np.log(q / p)).sum())
-
-
-def _by_step(parts: Sequence[_Window], values: Sequence[Array], edges: Array) -> Array:
-    """Return the number of values of each step of the history in each bin, [step, bin], without empty bins."""
-    step = np.unique(np.concatenate([part.step for part in parts]), return_inverse=True)[1]
-    n_bins = len(edges) + 1
-    cell = step * n_bins + np.searchsorted(edges, np.concatenate(values), side="right")
-    table = np.bincount(cell, minlength=n_bins * (int(step.max()) + 1)).reshape(-1, n_bins).astype(np.float64)
-    return table[:, table.sum(0) > 0]
-
-
-def _chance_of_windows(counts: Array, steps: Array) -> float:
-    """Return the chance level of psi, from psi of each window of the history against the others.
-
-    `counts` is [window, bin]. The level follows an F test against the mean, whose degrees of freedom are the effective
-    directions in which steps vary.
-    """
-    total, n = counts.sum(0), len(counts)
-    mean = float(np.mean([_psi(total - window, window) for window in counts]))
-    directions = _spread(steps)[1]
-    return mean * (1 + 1 / n) / (1 + 1 / (n - 1)) * _f_quantile(directions, directions * (n - 1))
-
-
-def _chance_of_steps(steps: Array, n_recent: float) -> float:
-    """Return the chance level of psi, from the sizes of both windows (Yurdakul 2018).
-
-    Values are down-weighted where steps differ by effects that series share (Rao & Scott 1981).
-    """
-    variance, directions = _spread(steps)
-    noise = variance * (1 / n_recent + 1 / float(steps.sum()))
-    return noise * _f_quantile(directions, directions * max(1, len(steps) - 1))
-
-
-def _spread(steps: Array) -> tuple[float, float]:
-    """Return the total variance of bin shares between steps, and the effective number of directions in which they vary.
-
-    The variance is bins - 1 for independent values, and never less.
-    """
-    size, share = steps.sum(1, keepdims=True), steps.sum(0) / steps.sum()
-    deviation = (steps - size * share) / np.sqrt(size * share)
-    spectrum = np.linalg.eigvalsh(deviation.T @ deviation / max(1, len(steps) - 1)).clip(0)
-    directions = float(spectrum.sum() ** 2 / (spectrum**2).sum()) if spectrum.any() else 1.0
-    return max(float(spectrum.sum()), len(share) - 1.0), directions
-
-
-def _f_quantile(between: float, within: float) -> float:
-    from scipy.special import fdtri
-
-    return float(fdtri(between, within, 1 - _CHANCE))
 
 
 def _units(history: _Window) -> tuple[Array, Array]:

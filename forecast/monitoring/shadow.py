@@ -1,6 +1,7 @@
 """Scores of champion and shadow on the steps that both have forecast."""
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 import polars as pl
@@ -10,8 +11,46 @@ from forecast.data.time.frequency import DAY
 from forecast.metrics.scores import score_windows
 from forecast.metrics.seasonal_naive import seasonal_naive_errors
 from forecast.metrics.significance import count_blocks
-from forecast.monitoring.cutoffs import Cutoff, Part, no_part
+from forecast.monitoring.cutoffs import Cutoff, Part, cutoffs_on_grid, no_part
+from forecast.monitoring.forecasts import ScoredForecasts
+from forecast.monitoring.labels import IN_SAMPLE
 from forecast.names import CUTOFF, MODEL, OBSERVED_UNTIL, SERIES_ID
+
+
+class Comparison(NamedTuple):
+    """The shadow, and the cutoffs that both versions have forecast, by grid index."""
+
+    shadow: ScoredForecasts | None
+    pairs: dict[int, tuple[Cutoff, Cutoff]]
+
+    def levels(self, levels: tuple[float, ...]) -> tuple[float, ...]:
+        """Return those of the levels that the shadow has, too."""
+        if self.shadow is None or not self.pairs:
+            return levels
+        shadow_levels = self.shadow.levels([cutoff.content for _, cutoff in self.pairs.values()])
+        return tuple(level for level in levels if level in shadow_levels)
+
+    def steps(self, panel: Panel, end: int, blocks: int) -> int:
+        """Return the number of steps of each cutoff that are compared."""
+        champions, shadows = ([pair[side] for pair in self.pairs.values()] for side in (0, 1))
+        return compared_steps(champions, shadows, panel, end, blocks)
+
+
+def comparison_of(
+    shadow: ScoredForecasts | None, cutoffs: Sequence[Cutoff], compared_versions: tuple[str, str] | None, panel: Panel
+) -> Comparison:
+    """Return the cutoffs that both versions have forecast, neither of them in sample."""
+    if shadow is None or compared_versions is None:
+        return Comparison(shadow, {})
+    shadow_cutoffs = cutoffs_on_grid(shadow, panel)
+    shadow_by_index = {cutoff.position: cutoff for cutoff in shadow_cutoffs if cutoff.sample(panel) != IN_SAMPLE}
+    pairs = {
+        cutoff.position: (cutoff, shadow_by_index[cutoff.position])
+        for cutoff in cutoffs
+        if cutoff.position in shadow_by_index
+        and compared_versions == (cutoff.version, shadow_by_index[cutoff.position].version)
+    }
+    return Comparison(shadow, pairs)
 
 
 def compared_steps(champion: Sequence[Cutoff], shadow: Sequence[Cutoff], panel: Panel, end: int, blocks: int) -> int:

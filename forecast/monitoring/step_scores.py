@@ -127,26 +127,40 @@ def age_groups(last_steps: Sequence[int] | None, horizon: int) -> dict[str, int]
     return {f"{low}-{high}" if low < high else f"{high}": high for low, high in zip(first, last, strict=True)}
 
 
-def metrics_by_group(
-    scores: pl.DataFrame, time: pl.DataFrame, segments: pl.DataFrame, ages: Sequence[str]
-) -> pl.DataFrame:
-    """Return the metrics over all series, and by age, time and segment, for both windows and models."""
-    keys = ["group", "value", "window", MODEL]
-    ordered = scores.with_columns(pl.col(AGE).cast(pl.Enum(ages))).sort(AGE, maintain_order=True)
-    parts = [
-        scores.with_columns(group=pl.lit(ALL), value=pl.lit("")),
-        ordered.with_columns(group=pl.lit(AGE), value=pl.col(AGE).cast(pl.String)),
-        time.sort(TIME, MODEL).with_columns(
-            group=pl.lit(TIME), value=pl.col(TIME).dt.to_string("%Y-%m-%d %H:%M:%S"), window=pl.lit(ALL)
-        ),
-    ]
+def sums_by_group(scores: pl.DataFrame, segments: pl.DataFrame) -> dict[str, pl.DataFrame]:
+    """Return the sums and the number of series by value, window and model: over all series, by age and by segment.
+
+    `scores` has the sums of some series. A group has the sums of other series added by `metrics_by_group`.
+    """
+    named = {ALL: scores.with_columns(value=pl.lit("")), AGE: scores.with_columns(value=pl.col(AGE))}
     joined = scores.join(segments, on=SERIES_ID, maintain_order="left")
-    parts += [
-        joined.sort(column(name), maintain_order=True).with_columns(group=pl.lit(name), value=column(name))
-        for name in segments.columns
-        if name != SERIES_ID
-    ]
-    return pl.concat([summarised(part, keys) for part in parts], how="diagonal")
+    named |= {name: joined.with_columns(value=column(name)) for name in segments.columns if name != SERIES_ID}
+    n_series = pl.col(SERIES_ID).n_unique().alias("n_series")
+    return {
+        name: rows.group_by("value", "window", MODEL, maintain_order=True).agg(SUMS.sum(), n_series)
+        for name, rows in named.items()
+    }
+
+
+def metrics_by_group(
+    blocks: Sequence[Mapping[str, pl.DataFrame]], time: pl.DataFrame, ages: Sequence[str]
+) -> pl.DataFrame:
+    """Return the metrics over all series, and by age, time and segment, for both windows and models.
+
+    `blocks` are the `sums_by_group` of blocks of series; `time` has the sums of all series by time.
+    """
+    value, rank = pl.col("value"), pl.col("value").cast(pl.Enum(ages))
+    groups = {
+        name: pl.concat([block[name] for block in blocks]).sort(rank if name == AGE else value, maintain_order=True)
+        for name in blocks[0]
+    }
+    moment = pl.col(TIME).dt.to_string("%Y-%m-%d %H:%M:%S")
+    groups[TIME] = time.sort(TIME, MODEL).with_columns(value=moment, window=pl.lit(ALL))
+    names = [ALL, AGE, TIME, *(name for name in groups if name not in (ALL, AGE, TIME))]
+    keys = ["group", "value", "window", MODEL]
+    return pl.concat(
+        [summarised(groups[name].with_columns(group=pl.lit(name)), keys) for name in names], how="diagonal"
+    )
 
 
 def summarised(sums: pl.DataFrame, keys: Sequence[str]) -> pl.DataFrame:
@@ -158,8 +172,8 @@ def summarised(sums: pl.DataFrame, keys: Sequence[str]) -> pl.DataFrame:
     w_mase, w_wql   the same with the steps counted by data.weight, if the panel has weights
     coverage_80     share of steps inside the interval with a nominal coverage of 80 %; likewise the others
     """
-    series = [pl.col(SERIES_ID).n_unique().alias("n_series")] if SERIES_ID in sums.columns else []
-    grouped = sums.group_by(keys, maintain_order=True).agg(SUMS.sum(), *series)
+    n_series = ["n_series"] if "n_series" in sums.columns else []
+    grouped = sums.group_by(keys, maintain_order=True).agg(SUMS.sum(), pl.col(n_series).sum())
     size, steps = pl.col("abs_target"), pl.col("n_steps")
     metrics = {
         "mase": pl.col("scaled") / pl.col("n_scaled"),
@@ -176,4 +190,4 @@ def summarised(sums: pl.DataFrame, keys: Sequence[str]) -> pl.DataFrame:
         metrics["w_mase"] = pl.col("w_scaled") / pl.col("w_n_scaled")
         metrics["w_wql"] = pl.col("w_pinball") / pl.col("w_abs_target")
     finite = [pl.when(value.is_finite()).then(value).alias(name) for name, value in metrics.items()]
-    return grouped.select(*keys, *finite, "n_steps", *(["n_series"] if series else []))
+    return grouped.select(*keys, *finite, "n_steps", *n_series)

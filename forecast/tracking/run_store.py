@@ -227,6 +227,18 @@ class RunStore:
         except pl.exceptions.PolarsError as error:
             raise RegistryError(f"{path} of run {run_id} is damaged: {error}") from None
 
+    @contextmanager
+    def scan_table(self, run_id: str, path: str) -> "Iterator[pl.LazyFrame]":
+        """Yield a Parquet artifact of a run, to be read in part or in blocks."""
+        import polars as pl
+
+        with tempfile.TemporaryDirectory() as folder:
+            file = self.fetch(run_id, path, Path(folder))
+            try:
+                yield pl.scan_parquet(file)
+            except pl.exceptions.PolarsError as error:
+                raise RegistryError(f"{path} of run {run_id} is damaged: {error}") from None
+
     def _read(self, run_id: str, path: str) -> bytes:
         with tempfile.TemporaryDirectory() as folder:
             return self.fetch(run_id, path, Path(folder)).read_bytes()

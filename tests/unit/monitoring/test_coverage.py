@@ -8,7 +8,7 @@ import polars as pl
 import pytest
 
 from forecast.config import MonitorSettings
-from forecast.monitoring.coverage import BAND, Coverage, coverage_of
+from forecast.monitoring.coverage import BAND, Coverage, CoverageSums
 
 LIMIT = MonitorSettings().thresholds.min_coverage_80
 
@@ -45,6 +45,12 @@ def days(
         }
     )
     return keys.with_columns(covered_80=pl.Series(covered.ravel()).cast(pl.Int64), n_steps=1)
+
+
+def coverage_of(table: pl.DataFrame) -> Coverage:
+    sums = CoverageSums()
+    sums.add(table)
+    return sums.coverage()
 
 
 def breached(coverage: Coverage) -> bool:

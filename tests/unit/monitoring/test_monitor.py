@@ -27,7 +27,7 @@ from forecast.monitoring.coverage import Coverage
 from forecast.monitoring.cutoffs import Cutoff, Part
 from forecast.monitoring.drift import Span
 from forecast.monitoring.evaluation import monitor
-from forecast.monitoring.forecasts import ScoredForecasts
+from forecast.monitoring.forecasts import Block, ScoredForecasts
 from forecast.monitoring.labels import ALL, FORECAST, RECENT
 from forecast.monitoring.result import MonitorResult
 from forecast.monitoring.step_scores import Evaluation, score_steps
@@ -183,6 +183,45 @@ def test_each_recent_observation_has_a_verdict_in_the_table_and_on_the_page(
         fc.monitor(trained.artifact, came, scores.path, anomaly_rate=0.9)
     with pytest.raises(DataError, match="no forecasts"):
         fc.monitor(trained.artifact, came, "nowhere")
+
+
+@pytest.mark.parametrize("names", [None, ["s02", "s05"]])
+def test_a_block_of_series_at_a_time_gives_the_same_tables(
+    names: list[str] | None,
+    trained: FitResult,
+    came: pl.DataFrame,
+    weekly_loaded: Loaded,
+    scores: SinkConfig,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Blocks end inside the files of scoring; those of series that are not in the table are counted, too."""
+    shadow = write(trained.artifact, weekly_loaded, tmp_path / "shadow", number="2")
+    table = came if names is None else came.filter(pl.col("series_id").is_in(names))
+    asked = {"shadow": shadow, "segments": ["demand", "volume"], "anomaly_rate": 0.05}
+    whole = look(trained.artifact, table, tmp_path / "table", scores, day(150), **asked)
+    monkeypatch.setattr("forecast.monitoring.sums._BLOCK_CELLS", 40 if names else 120)  # Of 40 steps.
+    monkeypatch.setattr("forecast.monitoring.drift._SHARD", 200)
+    parts = look(trained.artifact, table, tmp_path / "table", scores, day(150), **asked)
+    for name, value in vars(whole).items():
+        if isinstance(value, pl.DataFrame):
+            order = ["series_id", "model", "cutoff"] if name == "pairs" else []
+            frames = (frame.sort(order) if order else frame for frame in (value, getattr(parts, name)))
+            assert_frame_equal(*frames, rel_tol=1e-12, abs_tol=1e-12)
+        elif name != "coverage_80":
+            assert getattr(parts, name) == value
+    assert parts.coverage_80 == pytest.approx(whole.coverage_80, rel=1e-12)
+    assert parts.counts["series_unknown"] == (6 if names else 0)
+
+
+def test_a_cutoff_with_a_part_less_is_refused_in_blocks_and_in_whole(scores: SinkConfig, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(scores.path, tmp_path / "copy"))
+    first = ScoredForecasts(scores).contents[0]
+    file = copy / next(name for name in first["files"] if name.startswith("forecasts"))
+    pl.read_parquet(file).head(HORIZON).write_parquet(file)
+    for block in (Block(), Block("s01", "s02")):
+        with pytest.raises(DataError, match="28 rows, its manifest says 56; score it again"):
+            list(ScoredForecasts(SinkConfig(path=str(copy))).block(first, block))
 
 
 def test_nothing_after_as_of_is_seen(
@@ -469,7 +508,7 @@ def test_forecasts_of_another_frequency_are_refused(scores: SinkConfig, tmp_path
     first = ScoredForecasts(given).contents[0]
     (copy / next(name for name in first["files"] if name.startswith("forecasts"))).unlink()
     with pytest.raises(OutputError, match=r"1 of 2 files of the cutoff .* are gone.*; score it again"):
-        list(ScoredForecasts(given).rows(first))
+        list(ScoredForecasts(given).block(first, Block()))
 
 
 def test_days_are_those_of_the_clock_on_the_wall(
