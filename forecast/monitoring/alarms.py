@@ -38,8 +38,7 @@ def alarms_of(days: pl.DataFrame, settings: AlarmSettings, backtest: pl.DataFram
     from_history = from_history.filter(pl.col("n_scaled") > 0).with_columns(reference=pl.lit(HISTORY))
     backtest_scores = pl.DataFrame({SERIES_ID: [], "score": []}, schema={SERIES_ID: pl.String, "score": pl.Float64})
     if backtest is not None:
-        of_series = backtest.join(by_series, on=SERIES_ID, how="semi")
-        backtest_scores = of_series.select(SERIES_ID, pl.col("mase").fill_nan(None).alias("score")).drop_nulls()
+        backtest_scores = backtest.select(SERIES_ID, pl.col("mase").fill_nan(None).alias("score")).drop_nulls()
     from_backtest = by_series.join(_robust(backtest_scores, [SERIES_ID]).filter(pl.col("periods") >= 2), on=SERIES_ID)
     from_backtest = from_backtest.join(from_history, on=SERIES_ID, how="anti").with_columns(
         reference=pl.lit("backtest")

@@ -113,11 +113,12 @@ class Totals:
         ages = pl.col(AGE).replace_strict(dict(enumerate(self._evaluation.ages)), return_dtype=pl.String)
         scores = series.table.sort(TABLES["scores"][0]).with_columns(ages)
         self._scores.append(scores)
-        self._groups.append(sums_by_group(scores, self._segments))
+        self._groups.append(sums_by_group(scores, self._segments.filter(block.contains())))
         self.n_series += scores[SERIES_ID].n_unique()
         self.coverage.add(days.table)
-        span = self._evaluation.span
-        self._alarms.append(alarms_of(days.table, self._settings.alarms, self._backtest, span.last - span.recent + 1))
+        span, backtest = self._evaluation.span, self._backtest
+        backtest = None if backtest is None else backtest.filter(block.contains())
+        self._alarms.append(alarms_of(days.table, self._settings.alarms, backtest, span.last - span.recent + 1))
 
     def _add_cutoff(
         self, forecasts: ScoredForecasts, cutoff: Cutoff, block: Block, shard: Panel, tables: "Sequence[_Sums]"
