@@ -20,7 +20,7 @@ from forecast.data.ingest.loaded import Loaded
 from forecast.data.objects import ObjectStore
 from forecast.data.panel import Panel
 from forecast.errors import ConfigError, DataError, OutputError
-from forecast.monitoring.forecasts import ScoredForecasts
+from forecast.monitoring.forecasts import Block, ScoredForecasts
 from forecast.retention.forecasts import StoredForecasts
 from forecast.scoring.job import ScoreJob
 from forecast.scoring.parts import Output
@@ -123,7 +123,10 @@ def test_a_bucket_holds_what_a_folder_would_and_every_reader_reads_it(
     for source in (place.folder / "out", place.uri):
         assert_frame_equal(fc.read_scores(source, latest=True).drop("written_at"), expected)
     scored = ScoredForecasts(SinkConfig(path=str(place.folder / "out")))
-    assert sum(frame.height for frame in scored.rows(scored.contents[0])) == expected.height
+    middle = str(place.loaded.panel.series_id[3])
+    for blocks in ([Block()], [Block(None, middle), Block(middle, None)]):
+        frames = [frame for block in blocks for frame in scored.block(scored.contents[0], block)]
+        assert pl.concat(frames)["q50"].equals(expected["q50"])
     latest = pl.read_parquet(objects["latest/loads%20of%20K%C3%B6ln.parquet"])
     assert latest["mean"].equals(expected["mean"])
     table = place.folder / "table.csv"

@@ -20,7 +20,7 @@ import forecast as fc
 from forecast.config import ScoreOutput, ScoreSettings, SinkConfig
 from forecast.data.ingest.loaded import Loaded
 from forecast.errors import ConfigError, DataError, OutputError
-from forecast.monitoring.forecasts import ScoredForecasts
+from forecast.monitoring.forecasts import Block, ScoredForecasts
 from forecast.scoring.job import ScoreJob
 from forecast.scoring.manifests import ForecastKey, current, read_manifests
 from forecast.scoring.parts import Output
@@ -111,7 +111,7 @@ def test_each_model_keeps_its_own_forecasts(place: Place, other: dict[str, str])
     written = ScoredForecasts(SinkConfig.model_validate(place.config()), model="a")
     assert {content["model"] for content in written.contents} == {"a"}
     if other["model"] == "b":
-        assert_frame_equal(pl.concat(written.rows(written.contents[0])).sort(ORDER), expected)
+        assert_frame_equal(pl.concat(written.block(written.contents[0], Block())).sort(ORDER), expected)
 
 
 def test_rows_that_another_folder_replaced_are_not_taken_for_its_own(sql: Place) -> None:
@@ -268,7 +268,7 @@ def test_what_an_earlier_release_wrote_is_read_and_replaced(place: Place) -> Non
 
     def old_rows(index: int) -> pl.DataFrame:
         written = ScoredForecasts(config, model="a")
-        rows = pl.concat(written.rows(written.contents[index])).sort(ORDER)
+        rows = pl.concat(written.block(written.contents[index], Block())).sort(ORDER)
         return rows.select(expected[index].columns).cast(dict(expected[index].schema))
 
     assert [content["cutoff"] for content in ScoredForecasts(config).contents] == [
