@@ -12,7 +12,8 @@
   `worse` are of the report windows, the metrics of the test part.
 - `scale`: head for all of M5: the pass of the network, the rest, and the bank on disk and in MLflow (SQLite).
 
-`--sample 300` takes the first 300 series of each data set in `accuracy` and `scale`.
+`--sample 300` takes the first 300 series of each data set in `accuracy` and `scale`. With `--pretrained`, `scale` has
+the default base, which validation may give a share of the pretrained network.
 """
 
 import argparse
@@ -79,6 +80,7 @@ def main(*argv: str) -> None:
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
     parser.add_argument("--budget", type=float, default=120.0, metavar="SECONDS", help="for each base of accuracy")
     parser.add_argument("--sample", type=int, metavar="N", help="series of each data set; all when not given")
+    parser.add_argument("--pretrained", action="store_true", help="the default base in scale")
     options = parser.parse_args(argv)
     tasks = [name for name in options.parts if name not in PARTS]
     parts = [name for name in options.parts if name in PARTS] or ["accuracy" if tasks else "time"]
@@ -93,7 +95,7 @@ def main(*argv: str) -> None:
         for name in tasks or DATA:
             _accuracy(name, options.kinds.split(","), options.budget, options.sample)
     if "scale" in parts:
-        _scale(options.sample)
+        _scale(options.sample, pretrained=options.pretrained)
 
 
 # --- cost
@@ -308,12 +310,12 @@ def _ets(season: int, values: Array, horizon: int) -> Array:
 # --- a large panel
 
 
-def _scale(sample: int | None) -> None:
+def _scale(sample: int | None, *, pretrained: bool) -> None:
     task = TASKS["m5"]
     folder = data_folder(task, "m5")
     if folder is None:
         return
-    config = configured(task, folder, ["fit.max_steps=0", "model.init=null"])
+    config = configured(task, folder, ["fit.max_steps=0", *([] if pretrained else ["model.init=null"])])
     loaded = training_data(
         _first(read_panel(config.data, config.window.horizon), sample), config.window.horizon, config.model, config.fit
     )

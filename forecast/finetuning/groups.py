@@ -119,8 +119,8 @@ class Groups:
     def _fit(self, task: FitTask) -> Columns:
         part, rows, bank = self._work.part(task.number), task.rows, self._work.artifact.bank
         trial = self._trials.pop(task.number, None)
-        in_closed_form = self._work.settings.kind == HEAD
-        if self._work.count == 1 or (in_closed_form and len(rows) >= max(1, _WHOLE_SHARE * len(part))):
+        takes_whole = self._work.settings.kind == HEAD and len(rows) >= max(1, _WHOLE_SHARE * len(part))
+        if self._work.count == 1 or takes_whole or (trial and not len(rows)):
             group = (trial or self._open(part)).subset(rows)
         elif len(rows):
             group = self._open(part[rows])

@@ -1,5 +1,6 @@
 """The closed form of fine-tuning: a ridge regression of each series on the residuals of the frozen network."""
 
+import math
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -8,6 +9,7 @@ from torch import Tensor
 
 from forecast.models.adapters.bank import head_features
 from forecast.models.adapters.origins import (
+    SPAN,
     N,
     SeriesGroup,
     chunking,
@@ -20,6 +22,10 @@ from forecast.models.adapters.origins import (
 )
 from forecast.models.heads.base import Head
 from forecast.models.heads.categorical import CategoricalHead
+from forecast.models.network.ensemble import members_of, reading_at_once, recurrent_members
+
+# The same as `SPAN` with a pretrained member, whose context is long.
+_PRETRAINED_SPAN = 2
 
 # Of classes, where probabilities are next to 0 or 1.
 _LEAST_CURVATURE = 1e-6
@@ -64,18 +70,22 @@ def at_origins(group: SeriesGroup[N], *, n_steps: int, n_windows: int, half_life
     """
     network, n_series = group.network, len(group.series)
     stride = origin_stride(network.shape)
-    divided = chunking(network.shape, n_steps, stride).within(int(group.usable.max()))
-    parts: list[tuple[Tensor, Tensor]] = []
-    for windows in iter_windows(group, divided):
-        output, target, weight = forecast(network, windows)
+    contexts = SPAN if len(recurrent_members(network)) == len(members_of(network)) else _PRETRAINED_SPAN
+    divided = chunking(network.shape, n_steps, stride, contexts).within(int(group.usable.max()))
+    fitting = reading_at_once(network)
+    sizes = n_series, divided.chunks, len(divided.phases)
+    parts: list[Tensor] = []
+    for windows in iter_windows(group, divided, blank=False):
+        output, target, weight = forecast(fitting, windows)
         recent = stride * recency(windows.ago.to(weight.device), half_life)
         strength = (weight.amax(-1) * recent).sqrt()[..., None]
         residual = output.head.residual(output.arguments, target) * (weight > 0)[..., None]
-        parts.append((head_features(output, network.shape) * strength, residual.flatten(-2) * strength))
-    features, residual = (
-        torch.cat(part).unflatten(0, (n_series, divided.chunks, len(divided.phases))).transpose(2, 3).flatten(1, 3)
-        for part in zip(*parts, strict=True)
-    )
+        part = head_features(output, network.shape) * strength, residual.flatten(-2) * strength
+        if not parts:
+            parts = [values.new_zeros(math.prod(sizes), *values.shape[1:]) for values in part]
+        for values, of_windows in zip(parts, part, strict=True):
+            values[windows.window] = of_windows
+    features, residual = (part.unflatten(0, sizes).transpose(2, 3).flatten(1, 3) for part in parts)
     cutoff_parts: list[tuple[Tensor, ...]] = []
     for windows in single_origin(group, held_out(network.shape.horizon, n_windows)):
         output, target, weight = forecast(network, windows)

@@ -26,9 +26,11 @@ _BATCH_WINDOWS = 256
 # hardly more information than those of one of them.
 _APART = 1 / 2
 
-# Contexts over which the origins of a window extend at most, after the context that each window begins with. At later
-# origins the encoder has read more than in a forecast, which does not affect the fit.
-_SPAN = 4
+SPAN = 4
+"""Contexts over which the origins of a window extend at most, after the context that each window begins with.
+
+At later origins the encoder has read more than in a forecast, which does not affect the fit.
+"""
 
 
 N = TypeVar("N", bound=Forecaster)
@@ -52,6 +54,8 @@ class SeriesGroup(NamedTuple, Generic[N]):
 class Pass(NamedTuple):
     """Windows of some of the series, with origins whole segments apart."""
 
+    window: Int[Tensor, " batch"]
+    """Index of the window among all of the call."""
     row: Int[Tensor, " batch"]
     """Index of the series among those of the call."""
     ago: Int[Tensor, "batch origin"]
@@ -91,22 +95,23 @@ def origin_stride(shape: NetworkShape) -> int:
     return min(possible, key=lambda stride: abs(math.log(stride / target_stride)))
 
 
-def chunking(shape: NetworkShape, n_steps: int, every: int = 1) -> Chunking:
+def chunking(shape: NetworkShape, n_steps: int, every: int = 1, contexts: int = SPAN) -> Chunking:
     """Return the division of the last `n_steps` steps with an origin at the last one and `every` so many before.
 
-    That divides a segment, or is whole segments.
+    That divides a segment, or is whole segments. The origins of a window extend over `contexts` at most.
     """
     step = max(shape.segment_length, every)
     assert step % every == step % shape.segment_length == 0, (step, every)
-    n_each, most = -(-n_steps // step), max(1, _SPAN * shape.context_length // step)
+    n_each, most = -(-n_steps // step), max(1, contexts * shape.context_length // step)
     chunks = -(-n_each // most)
     return Chunking(-(-n_each // chunks) * step, chunks, step, torch.arange(every - 1, step, every))
 
 
-def iter_windows(group: SeriesGroup[N], parts: Chunking) -> Iterator[Pass]:
+def iter_windows(group: SeriesGroup[N], parts: Chunking, *, blank: bool = True) -> Iterator[Pass]:
     """Yield windows that have origins in the last of the `usable` steps.
 
     By series, window after window, phase after phase. Targets and past covariates after the usable steps are hidden.
+    Without `blank`, windows whose origins all lie before their series are left out.
     """
     network, data, series, usable = group
     shape = network.shape
@@ -119,13 +124,14 @@ def iter_windows(group: SeriesGroup[N], parts: Chunking) -> Iterator[Pass]:
     n_numbers = shape.horizon * max(shape.n_classes, 1) * network.n_paths
     size = max(1, _BATCH_TARGETS // (len(origins) * n_numbers))
     sizes = window_sizes(network, int(origins[-1]) + 1)
-    for start in range(0, len(rows), size):
-        row = rows[start : start + size]
+    windows = torch.arange(len(rows)) if blank else (first + int(origins[-1]) >= 0).nonzero()[:, 0]
+    for window in windows.split(size):
+        row = rows[window]
         chosen = torch.from_numpy(series)[row].to(data.device)
         limit = torch.from_numpy(usable)[row].to(data.device)
-        batch = data.gather(chosen, first[start : start + size].to(data.device), limit, **sizes)
-        ago = parts.total - 1 - (begin[start : start + size, None] + origins.cpu())
-        yield Pass(row, ago, batch, origins)
+        batch = data.gather(chosen, first[window].to(data.device), limit, **sizes)
+        ago = parts.total - 1 - (begin[window, None] + origins.cpu())
+        yield Pass(window, row, ago, batch, origins)
 
 
 def single_origin(group: SeriesGroup[N], ago: IntArray) -> Iterator[Pass]:
@@ -136,11 +142,12 @@ def single_origin(group: SeriesGroup[N], ago: IntArray) -> Iterator[Pass]:
     network, data, series, usable = group
     rows = torch.arange(len(series)).repeat_interleave(len(ago))
     all_ago, origin = torch.from_numpy(ago).repeat(len(series)), torch.zeros(1, dtype=torch.long, device=data.device)
-    for row, part_ago in zip(rows.split(_BATCH_WINDOWS), all_ago.split(_BATCH_WINDOWS), strict=True):
+    for window in torch.arange(len(rows)).split(_BATCH_WINDOWS):
+        row, part_ago = rows[window], all_ago[window]
         chosen, cutoff = torch.from_numpy(series)[row], torch.from_numpy(usable)[row] - 1 - part_ago
         chosen, cutoff = chosen.to(data.device), cutoff.to(data.device)
         batch = data.gather(chosen, cutoff, cutoff + network.shape.horizon + 1, **window_sizes(network, 1))
-        yield Pass(row, part_ago[:, None], batch, origin)
+        yield Pass(window, row, part_ago[:, None], batch, origin)
 
 
 def held_out(horizon: int, n_windows: int) -> IntArray:

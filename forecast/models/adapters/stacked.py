@@ -1,6 +1,5 @@
 """Networks of many series at once: what is changed of the base, with the series as the first axis."""
 
-import copy
 from collections.abc import Iterable, Sequence
 from functools import partial
 from typing import Any, TypeAlias
@@ -13,10 +12,10 @@ from torch.func import functional_call, vmap
 from forecast.models.inputs.batch import Batch
 from forecast.models.inputs.frame import Frame
 from forecast.models.network.encoder import Encoder
+from forecast.models.network.ensemble import reading_at_once
 from forecast.models.network.forecaster import RecurrentForecaster
 from forecast.models.network.output import EncoderState, Output
 from forecast.models.tunable import AnyTunable
-from forecast.models.universal.forecaster import UniversalForecaster
 
 Deltas: TypeAlias = dict[str, Tensor]
 """What is added to the base, by name, [series, ...]: `bias` to the numbers of each step, `embedding` to the summary,
@@ -140,13 +139,10 @@ def weights(network: AnyTunable, changes: Deltas) -> dict[str, Float[Tensor, "se
 
 def _sharing(network: AnyTunable, *, written: bool) -> AnyTunable:
     """Return a copy that shares the weights, whose cells are written out or not, and reads windows at once."""
-    shared = {id(values): values for values in (*network.parameters(), *network.buffers())}
-    copied = copy.deepcopy(network, shared)
+    copied = reading_at_once(network)
     for module in copied.modules():
         if isinstance(module, Encoder):
             module.written = written
-        if isinstance(module, UniversalForecaster):
-            module.at_once = True
     return copied
 
 

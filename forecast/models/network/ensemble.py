@@ -1,9 +1,10 @@
 """Several networks that forecast as one: a weighted mean of their quantiles."""
 
+import copy
 import math
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from jaxtyping import Int
@@ -97,6 +98,7 @@ def _in_one_frame(outputs: Sequence[Output]) -> list[Tensor]:
 
 Member = RecurrentForecaster | UniversalForecaster
 Forecaster = Member | Ensemble
+N = TypeVar("N", bound=nn.Module)
 
 
 def members_of(network: Forecaster) -> list[Member]:
@@ -129,6 +131,16 @@ def require_tunable(network: Forecaster) -> tuple[Member, float]:
     member = tunable(network)
     assert member is not None
     return member
+
+
+def reading_at_once(network: N) -> N:
+    """Return a copy with the same weights whose universal members read each window once (`UniversalForecaster`)."""
+    shared = {id(values): values for values in (*network.parameters(), *network.buffers())}
+    copied = copy.deepcopy(network, shared)
+    for module in copied.modules():
+        if isinstance(module, UniversalForecaster):
+            module.at_once = True
+    return copied
 
 
 def as_ensemble(members: Sequence[Member], shares: Sequence[float] | None = None) -> Forecaster:

@@ -7,6 +7,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
+from forecast.models.tensors import each
+
 MIN_LEVEL, MIN_SCALE, MAX_SCALE = 6, 24, 400
 """Steps of the window of the level at least, and of the scale at least and at most."""
 SEASONS = 3
@@ -61,6 +63,16 @@ class History(NamedTuple):
     """Mean change per step since the first observation."""
     recent: Float[Tensor, "series time"]
     """Change of the level per step, over a season."""
+
+    def between(self, first: int, end: int) -> "History":
+        """Return the steps from `first` up to `end`; the window itself if these are all."""
+        if (first, end) == (0, self.raw.shape[1]):
+            return self
+        timeless = self.centre, self.season, self.second, self.has_second
+        steps = each(
+            self, lambda values: values if any(values is part for part in timeless) else values[..., first:end]
+        )
+        return steps._replace(first=self.first - first)
 
 
 def lagged(values: Tensor, lag: Int[Tensor, " series"]) -> tuple[Tensor, Bool[Tensor, "series time"]]:

@@ -103,8 +103,7 @@ class UniversalNetwork(nn.Module):
     def forward(self, window: Window, origins: Int[Tensor, " origin"], ahead: Int[Tensor, " step"]) -> Distribution:
         """Return quantiles of the steps `ahead` (1 is the next) of each origin.
 
-        An origin is the index of the last step that is known; those and the length of the window are multiples of
-        `PATCH` after one more.
+        An origin is the index of the last step that is known. In training, and in a graph, a patch ends with each.
         """
         state, steps, past, known = self.encode(window, origins, ahead)
         return Distribution(self.decode(state, steps), past, known, state)
@@ -136,11 +135,7 @@ class UniversalNetwork(nn.Module):
             smoothed = smooth(past)
             paths = candidates(past, smoothed, origins, ahead)
             known = evidence(past, past_errors(past, smoothed, origins, n_blank), origins, ahead)
-            inputs, extra = self._inputs(past)
-        with flushed_denormals():  # Gates of this cell close so far that they would take most of its time.
-            states, _ = self.cell(self.read(inputs), carry)
-        number = (origins + 1) // PATCH - 1
-        state = self.state(torch.cat([states[:, number], extra[:, number]], -1))
+        state = self._states(past, origins, carry)
         location, scale = past.level[:, origins, None], past.scale[:, origins, None]
         relative = (paths - location[..., None]) / scale[..., None]
         width = (known.width / scale)[..., None]
@@ -149,6 +144,30 @@ class UniversalNetwork(nn.Module):
             start = (logits.softmax(-1) * relative).sum(-1, keepdim=True)
             features = self._steps(past, known, relative, start, width, origins=origins, ahead=ahead)
         return state, Steps(features, relative, logits, width, location, scale), past, known
+
+    def _states(self, past: History, origins: Int[Tensor, " origin"], carry: Any) -> Tensor:
+        """Return what the cell has read at each origin, [series, origin, state].
+
+        It reads the window once for the origins at the same step of a patch, from that step on.
+        """
+        if self.training or torch.onnx.is_in_onnx_export():
+            return self._states_of_patches(past, (origins + 1) // PATCH - 1, carry)
+        phase, parts = (origins + 1) % PATCH, []
+        for first in phase.unique().tolist():
+            number = (origins[phase == first] + 1) // PATCH - 1
+            part = past.between(first, first + PATCH * (int(number.max()) + 1))
+            parts.append(self._states_of_patches(part, number, carry))
+        # Origins of one phase after another, in their order.
+        return parts[0] if len(parts) == 1 else torch.cat(parts, 1)[:, phase.argsort(stable=True).argsort()]
+
+    def _states_of_patches(self, past: History, number: Int[Tensor, " origin"], carry: Any) -> Tensor:
+        """Return what the cell has read after the patches of these numbers, the first of which begins the history."""
+        with torch.no_grad():
+            inputs, extra = self._inputs(past)
+        with flushed_denormals():  # Gates of this cell close so far that they would take most of its time.
+            states, _ = self.cell(self.read(inputs), carry)
+        state: Tensor = self.state(torch.cat([states[:, number], extra[:, number]], -1))
+        return state
 
     def _carry(self, blank: Blank, n_series: int) -> Any:
         carry = tuple(part.expand(-1, n_series, -1).contiguous() for part in blank.carry)

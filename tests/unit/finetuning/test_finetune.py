@@ -9,6 +9,8 @@ import polars as pl
 import pytest
 import torch
 
+from forecast.artifact import Artifact
+from forecast.checkpoints import NANO
 from forecast.config import FinetuneSettings
 from forecast.data.ingest.loaded import Loaded
 from forecast.data.windows import WindowIndex
@@ -20,11 +22,14 @@ from forecast.finetuning.result import TOO_SHORT, FinetuneResult
 from forecast.finetuning.series_gate import CONSTANT, NO_GAIN, TUNED
 from forecast.finetuning.series_tuning import MAX_GROUP_ELEMENTS
 from forecast.metrics.seasonal_naive import future_values
+from forecast.models.adapters import head_ridge
 from forecast.models.adapters.bank import head_features
 from forecast.models.inputs.batch import PanelTensors
 from forecast.models.inputs.frame import loss_weights, targets
+from forecast.models.network.ensemble import as_ensemble
 from forecast.prediction.from_table import forecast
 from forecast.prediction.predict import predict
+from forecast.pretraining.zero_shot import universal_member
 from forecast.training.result import FitResult
 
 ODD = ("odd0", "odd1")
@@ -187,13 +192,39 @@ def test_series_together_are_tuned_as_each_alone(
             torch.testing.assert_close(alone.artifact.bank.tensors["weight"][0], weight, rtol=1e-5, atol=1e-5)
 
 
-def test_a_short_series_beside_a_long_one_is_tuned_as_alone(base: FitResult, table: Table, loaded: Load) -> None:
+@pytest.fixture(scope="module")
+def mixed(base: FitResult, panel: Loaded) -> Artifact:
+    """Half of the base, half of the pretrained network."""
+    network = base.artifact.network
+    member = universal_member(NANO, panel.panel, network.shape, base.artifact.model)
+    return replace(base.artifact, network=as_ensemble([network, member], [0.5, 0.5]))
+
+
+@pytest.mark.parametrize("pretrained", [False, True])
+def test_a_short_series_beside_a_long_one_is_tuned_as_alone(
+    base: FitResult, mixed: Artifact, table: Table, loaded: Load, pretrained: bool
+) -> None:
+    artifact = mixed if pretrained else base.artifact
     long, short = series()["s0"], series()["s9"][-120:]
     settings = SETTINGS.model_copy(update={"min_gain": 0.0, "min_windows_better": 0.0})
-    both = finetune(base.artifact, loaded(table({"long": long, "short": short}), 7, calendar=False).panel, settings)
-    alone = finetune(base.artifact, loaded(table({"short": short}), 7, calendar=False).panel, settings)
+    both = finetune(artifact, loaded(table({"long": long, "short": short}), 7, calendar=False).panel, settings)
+    alone = finetune(artifact, loaded(table({"short": short}), 7, calendar=False).panel, settings)
     for column in ("base_loss", "tuned_loss", "report_tuned_loss", "penalty"):
         assert both.decisions[column][1] == pytest.approx(alone.decisions[column][0], rel=1e-5, nan_ok=True), column
+
+
+def test_with_a_pretrained_member_the_fit_is_about_that_of_origins_read_apart(
+    mixed: Artifact, panel: Loaded, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = SETTINGS.model_copy(update={"min_gain": 0.0, "min_windows_better": 0.0})
+    together = finetune(mixed, panel.panel, settings)
+    monkeypatch.setattr(head_ridge, "reading_at_once", lambda network: network)
+    apart = finetune(mixed, panel.panel, settings)
+    assert together.decisions["reason"].to_list() == apart.decisions["reason"].to_list()
+    for column in ("base_loss", "report_base_loss"):
+        np.testing.assert_array_equal(together.decisions[column], apart.decisions[column])
+    for column in ("tuned_loss", "report_tuned_loss"):
+        np.testing.assert_allclose(together.decisions[column], apart.decisions[column], rtol=0.02)
 
 
 def seen_from(base: FitResult, panel: Loaded, name: str, firsts: Iterable[int], at: range) -> dict[str, np.ndarray]:

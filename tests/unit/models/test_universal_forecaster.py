@@ -14,7 +14,7 @@ from forecast.checkpoints import NANO, card_of
 from forecast.data.ingest.loaded import Loaded
 from forecast.data.windows import WindowIndex
 from forecast.models.inputs.batch import PanelTensors
-from forecast.models.network.ensemble import Ensemble, as_ensemble, members_of, recurrent_members
+from forecast.models.network.ensemble import Ensemble, as_ensemble, members_of, reading_at_once, recurrent_members
 from forecast.models.network.losses import window_sizes
 from forecast.models.universal.checkpoint import read_checkpoint
 from forecast.models.universal.forecasting import forecast_series
@@ -162,3 +162,22 @@ def test_training_goes_through_all_origins_of_a_window_at_once(panel: Loaded, tr
         for each in (output, apart)
     )
     torch.testing.assert_close(joint, alone, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("stride", [1, 3, 14])
+def test_origins_at_any_step_of_a_patch_share_a_pass(
+    table: Table, loaded: Read, weekly: Weekly, train: Train, stride: int
+) -> None:
+    """Where the context holds the whole series, they forecast what each does alone, but for patches of nothing."""
+    short = loaded(table(weekly(3, 100)), 7)
+    base = train(short).artifact
+    alone = universal_member(NANO, short.panel, base.network.shape, base.model)
+    together = reading_at_once(as_ensemble([alone, alone], [0.5, 0.5]))
+    data, origins = PanelTensors.of(short.panel, alone), torch.arange(0, 29, stride)
+    series, first = torch.arange(3), torch.full((3,), 60)
+    batch = data.gather(series, first, first + 40, **window_sizes(alone, 29))
+    with torch.no_grad():
+        apart, joint = alone(batch, origins), together(batch, origins)
+    assert not alone.at_once
+    torch.testing.assert_close(joint.quantiles, apart.quantiles, rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(joint.state, apart.state, rtol=0, atol=0.05)
