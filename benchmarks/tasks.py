@@ -25,12 +25,11 @@ from forecast.data.ingest.loaded import Loaded
 from forecast.data.prepared.prepare import prepare
 from forecast.data.read import read_panel, text_columns
 from forecast.data.sources.open import open_tables
-from forecast.data.windows import OriginSampler, windows_at
+from forecast.data.windows import BATCH_SIZE, OriginSampler, windows_at
 from forecast.models.inputs.batch import PanelTensors
 from forecast.models.network.losses import validation_batches
 from forecast.models.runtime.onnx import example_windows
 from forecast.models.runtime.torch_setup import prepare as prepare_runtime
-from forecast.prediction.one_pass import BATCH_SIZE
 from forecast.scoring.job import ScoreJob
 from forecast.training.dataset import TrainingWindows
 from forecast.training.fit import fit

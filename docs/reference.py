@@ -162,10 +162,11 @@ def _table(rows: Iterable[str]) -> str:
 
 def _rows(group: type[config.Config], prefix: str, without: Iterable[str] = ()) -> Iterator[str]:
     """Yield the rows of the keys of a group, except those of the groups `without`."""
+    texts = config.descriptions(group, prefix)
     for path, field in config.fields(group, prefix):
         if not config.group_of(field) and path.partition(".")[0] not in without:
             default = "required" if field.is_required() else f"`{_value(field.get_default(call_default_factory=True))}`"
-            yield f"| `{path}` | {_cell(_type(field))} | {default} | {_cell(field.description or '')} |"
+            yield f"| `{path}` | {_cell(_type(field))} | {default} | {_cell(texts[path])} |"
 
 
 def _value(value: Any) -> str:

@@ -64,7 +64,6 @@ from forecast.prediction.attention import attention as attention_of
 from forecast.prediction.from_table import forecast_loaded
 from forecast.prediction.horizons import with_horizon
 from forecast.prediction.paths import sample_paths as paths_of
-from forecast.prediction.postprocess import forecast_columns
 from forecast.prediction.result import Forecasts
 from forecast.pretraining.pretrained_network import of_model, of_package
 from forecast.pretraining.zero_shot import drop_text, zero_shot, zero_shot_data
@@ -497,7 +496,7 @@ def _overridden(forecasts: Forecasts, artifact: Artifact, loaded: Loaded, table:
     valid = read_overrides(str(table), loaded.panel) if is_path else overrides_of(table, loaded.panel)
     cutoff = int(loaded.panel.grid.index(forecasts.frame[CUTOFF].head(1)).item())
     overrides = valid.at(cutoff, artifact.horizon)
-    frame = overrides.apply(forecasts.frame, [MEAN, *forecast_columns(artifact)])[0]
+    frame = overrides.apply(forecasts.frame, [MEAN, *artifact.columns])[0]
     rejects = overrides.rejects.cast(pl.Schema(forecasts.rejects.schema))
     return Forecasts(frame, pl.concat([forecasts.rejects, rejects]))
 

@@ -2,20 +2,18 @@
 
 import copy
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from datetime import datetime
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
-import polars as pl
 import safetensors
 import safetensors.torch
 import torch
 from torch import Tensor
 
-from forecast.artifact_checks import check_grid, check_parts
+from forecast.artifact_checks import check_parts
 from forecast.artifact_files import (
     BANK,
     CALIBRATION,
@@ -38,36 +36,28 @@ from forecast.artifact_files import (
     weight_files,
     write_json,
 )
-from forecast.config import DataConfig, ModelConfig, SourceConfig, WindowConfig
-from forecast.data.ingest.extent import any_late_at
-from forecast.data.ingest.load import load_panel
-from forecast.data.ingest.loaded import Loaded
-from forecast.data.read import read_panel
-from forecast.data.sources.open import Tables
-from forecast.data.sources.side_tables import with_side_tables
+from forecast.config import DataConfig, ModelConfig, WindowConfig
 from forecast.data.time.grid import Grid
 from forecast.errors import ArtifactError, OutputError, listing
+from forecast.forecasting_model import ForecastingModel
 from forecast.models.adapters.bank import AdapterBank
+from forecast.models.inputs.shape import NetworkShape
 from forecast.models.network.ensemble import Ensemble, Forecaster, members_of
 from forecast.models.postprocess.conformal import Calibration
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Artifact:
+class Artifact(ForecastingModel):
     """A trained model: a network with all that a forecast needs besides the panel."""
 
     network: Forecaster
     """In evaluation mode, on the CPU."""
     data: DataConfig
-    """Settings to read a panel: resolved frequency, season, columns; without path, end and error policy."""
     window: WindowConfig
     model: ModelConfig
     categories: dict[str, tuple[str, ...]]
-    """Values of each categorical covariate; code = position + 1, 0 for unknown values. For a target of classes also its
-    classes; code = position."""
     grid: Grid
     trained_until: int
-    """Grid index of the last step that any weight, closed form, gate or calibration has seen, of any series."""
     bank: AdapterBank | None = None
     """Changes per series, in a fine-tuned model."""
     coupling: Tensor | None = None
@@ -106,38 +96,15 @@ class Artifact:
         return "fine_tuned" if self.bank else "pretrained"
 
     @property
-    def horizon(self) -> int:
-        """Number of steps of a forecast."""
-        return self.window.horizon
+    def shape(self) -> NetworkShape:
+        """The shape of the network."""
+        shape: NetworkShape = self.network.shape
+        return shape
 
     @property
-    def reach(self) -> int:
-        """Number of steps after the cutoff whose known covariates a forecast reads: at least the trained horizon."""
-        return max(self.window.horizon, self.network.shape.horizon)
-
-    @property
-    def classes(self) -> tuple[str, ...] | None:
-        """Classes of the target in the order of their codes; None for numbers."""
-        return self.categories.get(self.data.columns.target)
-
-    @property
-    def trained_until_timestamp(self) -> datetime:
-        """The timestamp of `trained_until`: forecasts from earlier cutoffs are in-sample."""
-        timestamp: datetime = self.grid.timestamps(np.array([self.trained_until]))[0]
-        return timestamp
-
-    @property
-    def latest(self) -> "Artifact":
-        """The model after its final fit, if there is one; otherwise the model itself."""
-        return self.final or self
-
-    def for_cutoff(self, cutoff: int) -> "Artifact":
-        """Return the model with the weights for forecasts from grid index `cutoff`.
-
-        These are the weights of the final fit if the cutoff is not before the end of their data; otherwise the
-        evaluated ones, which have not seen the holdout of the training.
-        """
-        return self.final if self.final is not None and cutoff >= self.final.trained_until else self
+    def quantile_levels(self) -> tuple[float, ...]:
+        """Levels of the forecast quantiles."""
+        return self.model.quantile_levels
 
     def with_final(self, network: Forecaster, trained_until: int) -> "Artifact":
         """Return this model with the weights of a final fit on the steps up to grid index `trained_until`."""
@@ -162,41 +129,6 @@ class Artifact:
         if next(self.network.parameters()).device == torch.device(device):
             return self
         return replace(self, network=copy.deepcopy(self.network).to(device))
-
-    def reading(self, source: SourceConfig) -> DataConfig:
-        """Return the settings to read `source`: columns and frequency of the model, its own path and error policy."""
-        return self.data.with_source(source)
-
-    def read(self, tables: Tables | pl.LazyFrame, cutoffs: Sequence[datetime | None] = ()) -> Loaded:
-        """Return the panel in a table, read with the settings of the training table.
-
-        Rows after the common end of the series are rejects, unless one is at one of the requested `cutoffs`. Raises
-        DataError as `load_panel`, and for a table that is not on the grid of the model.
-        """
-        return self._read(lambda data: load_panel(tables, data, self.reach, self.categories), self.data, cutoffs)
-
-    def open(self, source: SourceConfig, cutoffs: Sequence[datetime | None] = (), *, in_memory: bool = True) -> Loaded:
-        """Return the panel at `source.path` (prepared or not) or in its database, as `read` does.
-
-        Tables of covariates that `source` does not name default to `side_tables`. Without `in_memory`, a prepared panel
-        in an object store is read by the ranges in use.
-        """
-        data = self.reading(with_side_tables(source, self.side_tables, self.data))
-
-        def read(data: DataConfig) -> Loaded:
-            return read_panel(data, self.reach, self.categories, in_memory=in_memory)
-
-        return self._read(read, data, cutoffs)
-
-    def _read(
-        self, read: Callable[[DataConfig], Loaded], data: DataConfig, cutoffs: Sequence[datetime | None]
-    ) -> Loaded:
-        loaded = read(data)
-        if any_late_at(loaded.rejects, loaded.panel.grid, cutoffs):
-            loaded = read(data.model_copy(update={"end_share": 0.0}))
-            loaded = replace(loaded, data=loaded.data.model_copy(update={"end_share": data.end_share}))
-        check_grid(self.grid, loaded.panel)
-        return loaded
 
     def with_bank(self, bank: AdapterBank, *, trained_until: int, parent_digest: str) -> "Artifact":
         """Return this model with changes per series and without its final fit; the base stays bitwise the same."""

@@ -1,4 +1,4 @@
-"""Checks of a loaded model: all numbers are finite, its parts fit together, and a panel is on its grid.
+"""Checks of a loaded model: all numbers are finite, and its parts fit together.
 
 Reading the files and comparing them with the manifest is the task of `artifact`.
 """
@@ -12,17 +12,13 @@ from torch import Tensor
 
 from forecast.config import FinetuneSettings, ModelConfig
 from forecast.data.features.calendar import calendar_features
-from forecast.data.panel import Panel
-from forecast.data.time.grid import Grid
-from forecast.errors import ArtifactError, DataError, listing
+from forecast.errors import ArtifactError, listing
 from forecast.models.adapters.bank import BLEND, HEAD, head_feature_count
 from forecast.models.network.ensemble import members_of
 
 if TYPE_CHECKING:
     from forecast.artifact import Artifact
 
-# Smallest number of intervals between values from which the frequency of a table is judged.
-_MIN_STEPS = 10
 _KINDS = get_args(FinetuneSettings.model_fields["kind"].annotation)
 
 
@@ -52,38 +48,6 @@ def check_size(shape: Mapping[str, Any], model: ModelConfig, weights: Mapping[st
     wrong = [f"{name}={size:,}" for name, (size, limit) in sizes.items() if not 0 <= size <= limit]
     if wrong:
         raise ArtifactError(f"{listing(wrong)} does not fit {total:,} weights")
-
-
-def check_grid(model_grid: Grid, panel: Panel) -> None:
-    """Raise DataError for a panel that is not on the grid of a model: another time zone, clock or frequency."""
-    table_grid = panel.grid
-    if model_grid.time_zone is None and table_grid.time_zone is not None:
-        raise DataError(
-            f"the table's timestamps are in {table_grid.time_zone}, those that the model was trained on had no "
-            "time zone; drop the time zone from the column, or train with data.time_zone"
-        )
-    span = np.array([panel.start.min(), (panel.start + panel.lengths).max() - 1])
-    if (model_grid.clock(span) != table_grid.clock(span)).any():
-        table_time, expected = (grid.timestamps(span)[0] for grid in (table_grid, model_grid))
-        raise DataError(
-            f"the table's rows are every {model_grid.frequency} like those that the model was trained on, but at "
-            f"other moments: {table_time}, where the model has {expected}; shift the timestamps, or train on a "
-            "table like this"
-        )
-    steps = []
-    for shard in panel.shards(1 << 18):  # The first shard usually suffices.
-        observed = np.flatnonzero(~np.isnan(shard.target))
-        step = np.diff(observed)[np.diff(np.searchsorted(shard.offsets, observed, side="right")) == 0]
-        if (step == 1).any():
-            return
-        steps.append(step)
-    step = np.concatenate(steps)
-    if len(step) >= _MIN_STEPS:
-        raise DataError(
-            f"the model has a value every {model_grid.frequency}, the table only every {int(np.median(step)):,} of "
-            f"these steps: no series has values at two neighbouring ones; give a table every "
-            f"{model_grid.frequency}, or train on one like this"
-        )
 
 
 def check_parts(artifact: "Artifact") -> None:

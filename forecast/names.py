@@ -1,5 +1,6 @@
 """Names of columns, metrics, aliases and files, each defined once."""
 
+import re
 from collections.abc import Iterable
 from typing import Final
 
@@ -123,3 +124,12 @@ CRPS = "crps"
 
 BACKTEST_RUN: Final = "backtest_run"
 """Tag of a version: the run of its latest backtest."""
+
+
+def metric_name(name: str) -> str:
+    """Return a name with the characters that MLflow allows.
+
+    >>> metric_name("target beyond 1e+18")
+    'target beyond 1e_18'
+    """
+    return re.sub(r"[^-/. \w]", "_", name)

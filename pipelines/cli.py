@@ -9,10 +9,10 @@ import os
 import sys
 import traceback
 from collections.abc import Callable, Sequence
-from importlib.metadata import version
 from types import TracebackType
 from typing import Final
 
+from forecast.environment import gatecast_version, is_score_only
 from forecast.errors import ConfigError, GatecastError
 from forecast.imports import without_collection
 from forecast.redaction import shown
@@ -31,12 +31,21 @@ def main(argv: Sequence[str] | None = None) -> int:
         if verb in ("-h", "--help", "help"):
             print(_help())
         elif verb == "--version":
-            print(f"gatecast {version('gatecast')}")
+            print(f"gatecast {gatecast_version()}")
         else:
             function_of(verb)(arguments)
     except GatecastError as error:
         print(shown(f"error: {error}"), file=sys.stderr)
         return error.exit_code
+    except ModuleNotFoundError as error:
+        if not is_score_only():
+            raise
+        print(
+            f"error: this is gatecast-score, which only scores bundles (forecast score bundle=PATH): {error}; "
+            "everything else needs: pip uninstall gatecast-score && pip install gatecast",
+            file=sys.stderr,
+        )
+        return ConfigError.exit_code
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return INTERRUPTED

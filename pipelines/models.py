@@ -24,6 +24,7 @@ from pipelines.jobs import command_line, console
 from pipelines.jobs.job import note, recorded
 
 if TYPE_CHECKING:
+    from forecast.artifact import Artifact
     from forecast.tracking.registry import Registry
     from forecast.tracking.versions import Version
 from pipelines.jobs.lineage import accuracy_of, created_at, lineage, metrics_of, parent_of, runs_of
@@ -217,8 +218,6 @@ def _diff(registry: "Registry", config: DiffConfig) -> None:
 
 
 def _export(registry: "Registry", config: ExportConfig) -> None:
-    from pipelines.jobs.reading import open_version
-
     target, series = Path(config.output.path), config.export.series
     _check_target(target)
     version = registry.resolve(str(config.registry.alias))
@@ -229,13 +228,16 @@ def _export(registry: "Registry", config: ExportConfig) -> None:
     try:
         with tempfile.TemporaryDirectory() as name:  # A failed export leaves nothing behind.
             path = Path(name)
-            if series is None:
+            if config.export.format == "bundle":
+                from forecast.bundle.export import export_bundle
+                from pipelines.jobs.score_jobs import names_of
+
+                export_bundle(_model_of(registry, version, series), names_of(version), path)
+            elif series is None:
                 shutil.copytree(registry.download(version), path, dirs_exist_ok=True)
             else:
-                from forecast.finetuning.lineage import extract_series
-
-                extract_series(open_version(registry, str(version.number))[1], series, key="export.series").save(path)
-            if config.export.format != "gatecast":
+                _model_of(registry, version, series).save(path)
+            if config.export.format.startswith("onnx"):
                 from forecast import artifact
                 from forecast.compression.onnx_export import export_onnx
                 from pipelines.jobs.reading import read_for
@@ -250,6 +252,15 @@ def _export(registry: "Registry", config: ExportConfig) -> None:
         raise OutputError(f"can't write {target}: {error}") from error
     subject = f"{series} of {version}" if series else str(version)
     console.say(f"{subject} -> {target}{weights}" + (f", {cost.line}" if cost else ""))
+
+
+def _model_of(registry: "Registry", version: "Version", series: str | None) -> "Artifact":
+    """Return the model of a version, or that with the adapter of one series only."""
+    from forecast.finetuning.lineage import extract_series
+    from pipelines.jobs.reading import load_version
+
+    model = load_version(registry, version)
+    return model if series is None else extract_series(model, series, key="export.series")
 
 
 def _check_target(target: Path) -> None:

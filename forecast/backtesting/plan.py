@@ -12,9 +12,9 @@ from forecast.backtesting.cutoffs import rolling_cutoffs
 from forecast.backtesting.result import Contender
 from forecast.config import BacktestSettings
 from forecast.data.panel import Panel
+from forecast.data.windows import BATCH_SIZE
 from forecast.errors import ConfigError
 from forecast.prediction.cutoffs import check_model
-from forecast.prediction.one_pass import BATCH_SIZE
 from forecast.segments import SEGMENTS
 
 _WINDOWS: Final = 2 * BATCH_SIZE

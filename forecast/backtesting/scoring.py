@@ -19,7 +19,6 @@ from forecast.metrics.scores import midpoints, score_classes, score_points, scor
 from forecast.metrics.seasonal_naive import future_values, future_weights, last_values, seasonal_naive_errors
 from forecast.names import CLASS, CRPS, CUTOFF, MEAN, MODEL, NAIVE, REASON, SERIES_ID, STEP, TARGET, TIMESTAMP, WEIGHT
 from forecast.prediction.naive import mean_of_naive, naive_forecasts, within_support
-from forecast.prediction.postprocess import forecast_columns
 from forecast.prediction.predict import predict
 
 # Number of equal shares of a distribution whose midpoints the CRPS is computed from.
@@ -245,6 +244,6 @@ def _forecast_rows(
             MODEL: pl.repeat(name, n * horizon, dtype=pl.String, eager=True),
             TARGET: target,
             **location,
-            **{name_: columns[..., k].ravel() for k, name_ in enumerate(forecast_columns(artifact))},
+            **{name_: columns[..., k].ravel() for k, name_ in enumerate(artifact.columns)},
         }
     )

@@ -10,11 +10,10 @@ import numpy.typing as npt
 from forecast.artifact import Artifact
 from forecast.config import CalibrateSettings
 from forecast.data.panel import IntArray, Panel
-from forecast.data.windows import WindowIndex, windows_at
+from forecast.data.windows import BATCH_SIZE, WindowIndex, windows_at
 from forecast.engines.engine import Engine, results
 from forecast.errors import DataError
 from forecast.metrics.seasonal_naive import future_values
-from forecast.prediction.one_pass import BATCH_SIZE
 from forecast.prediction.predict import predict
 
 Array = npt.NDArray[np.floating]

@@ -63,7 +63,6 @@ class Config(BaseModel):
         extra="forbid",
         allow_inf_nan=False,
         coerce_numbers_to_str=True,  # registry.alias=3
-        use_attribute_docstrings=True,  # the text of --help
         defer_build=True,  # A verb builds the few models that it uses.
     )
 

@@ -104,9 +104,10 @@ class ExportSettings(Config):
 
     series: str | None = None
     """The id of a fine-tuned series, to export a model with its adapter only. All when not given."""
-    format: Literal["gatecast", "onnx", "onnx_int8"] = "gatecast"
-    """`onnx` (gatecast[onnx]): its files, the network as model.onnx, and its pre- and postprocessing in onnx.json.
-    `onnx_int8`: the same with 8-bit weights, and their loss of accuracy."""
+    format: Literal["gatecast", "bundle", "onnx", "onnx_int8"] = "gatecast"
+    """`bundle` (gatecast[onnx]): what `forecast score bundle=PATH` needs, which runs without torch. `onnx`: its files,
+    the network as model.onnx, and its pre- and postprocessing in onnx.json. `onnx_int8`: the same with 8-bit weights,
+    and their loss of accuracy."""
 
 
 class SourceFolder(Config):

@@ -1,8 +1,13 @@
 """Validation of config values: all mistakes in one error, each with its path and a suggestion."""
 
+import ast
 import difflib
+import functools
+import inspect
 import re
+import textwrap
 from collections.abc import Iterator, Mapping
+from itertools import pairwise
 from typing import Any, Final, TypeVar
 
 from pydantic import SecretStr, ValidationError
@@ -49,6 +54,36 @@ def fields(kind: type[Config], prefix: str = "") -> Iterator[tuple[str, FieldInf
         yield prefix + name, field
         if group := group_of(field):
             yield from fields(group, f"{prefix}{name}.")
+
+
+def descriptions(kind: type[Config], prefix: str = "") -> dict[str, str]:
+    """Return the text of every key below its field, by dotted path: that of --help and of the reference.
+
+    It is read from the source here, as a verb that needs no texts would spend a tenth of a second on them.
+    """
+    texts: dict[str, str] = {}
+    for name, field in kind.model_fields.items():
+        owner = next(base for base in kind.__mro__ if name in inspect.get_annotations(base))
+        texts[prefix + name] = _docstrings(owner).get(name, "")
+        if group := group_of(field):
+            texts |= descriptions(group, f"{prefix}{name}.")
+    return texts
+
+
+@functools.cache
+def _docstrings(model: type) -> dict[str, str]:
+    """Return the texts below the fields of a class."""
+    (definition,) = ast.parse(textwrap.dedent(inspect.getsource(model))).body
+    assert isinstance(definition, ast.ClassDef)
+    return {
+        statement.target.id: inspect.cleandoc(text.value.value)
+        for statement, text in pairwise(definition.body)
+        if isinstance(statement, ast.AnnAssign)
+        and isinstance(statement.target, ast.Name)
+        and isinstance(text, ast.Expr)
+        and isinstance(text.value, ast.Constant)
+        and isinstance(text.value.value, str)
+    }
 
 
 def group_of(field: FieldInfo) -> type[Config] | None:

@@ -101,8 +101,8 @@ def _open_lock(path: Path, key: str) -> TextIO:
     return os.fdopen(handle, "r+", encoding="utf-8", errors="replace")
 
 
-# Rows per row group: readers hold several groups in memory.
-_GROUP_ROWS: Final = 1 << 16
+GROUP_ROWS: Final = 1 << 16
+"""Rows per row group: readers hold several groups in memory."""
 
 
 def write_parquet_atomic(frame: "pl.DataFrame", path: Path, metadata: dict[str, str] | None = None) -> None:
@@ -127,10 +127,10 @@ def parquet_blocks(path: Path, metadata: Mapping[str, str] | None = None) -> "It
         def write(frame: pl.DataFrame) -> None:
             pending.append(frame)
             n_rows = sum(part.height for part in pending)
-            if n_rows >= _GROUP_ROWS:
+            if n_rows >= GROUP_ROWS:
                 rows = pl.concat(pending)
-                write_groups(rows[: n_rows - n_rows % _GROUP_ROWS])
-                pending[:] = [rows[n_rows - n_rows % _GROUP_ROWS :]]
+                write_groups(rows[: n_rows - n_rows % GROUP_ROWS])
+                pending[:] = [rows[n_rows - n_rows % GROUP_ROWS :]]
 
         def write_groups(frame: pl.DataFrame) -> None:
             nonlocal writer
@@ -139,7 +139,7 @@ def parquet_blocks(path: Path, metadata: Mapping[str, str] | None = None) -> "It
             if writer is None:  # Numbers rarely repeat: their dictionaries would cost time and space.
                 texts = [name for name, kind in frame.schema.items() if kind == pl.String]
                 writer = parquet.ParquetWriter(file, rows.schema, compression="zstd", use_dictionary=texts or False)
-            writer.write_table(rows, row_group_size=_GROUP_ROWS)
+            writer.write_table(rows, row_group_size=GROUP_ROWS)
 
         try:
             yield write

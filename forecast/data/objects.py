@@ -12,7 +12,8 @@ from typing import Any, Final
 import polars as pl
 
 from forecast.data.files import write_bytes_atomic
-from forecast.data.sources.storage import S3, explain, storage_options
+from forecast.data.sources.file_systems import S3
+from forecast.data.sources.storage import explain, storage_options
 from forecast.errors import ConfigError, OutputError
 from forecast.names import OBJECT_STORES
 

@@ -1,10 +1,14 @@
 """Windows as indices: the series, and the last step a forecast may see. Gathering values is up to models/inputs."""
 
 from dataclasses import dataclass
+from typing import Final
 
 import numpy as np
 
 from forecast.data.panel import IntArray, Panel
+
+BATCH_SIZE: Final = 512
+"""Windows that a network forecasts at once."""
 
 
 @dataclass(frozen=True)

@@ -10,13 +10,13 @@ import pickle
 import warnings
 from dataclasses import dataclass
 from functools import lru_cache
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
 
+from forecast.environment import gatecast_version
 from forecast.errors import ConfigError, DataError
 
 _ALIGNMENT: Final = 64
@@ -39,11 +39,11 @@ class Payload:
         buffers: list[pickle.PickleBuffer] = []
         _Pickler(stream, protocol=5, buffer_callback=buffers.append).dump(work)
         views = [np.frombuffer(buffer.raw(), np.uint8) for buffer in buffers]
-        return cls(version("gatecast"), stream.getvalue(), views)
+        return cls(gatecast_version(), stream.getvalue(), views)
 
     def load(self) -> Any:
         """Return the work. Raises ConfigError if this is another version of gatecast."""
-        installed = version("gatecast")
+        installed = gatecast_version()
         if installed != self.version:
             raise ConfigError(
                 f"a worker has gatecast {installed}, the job {self.version}; install the same version on all machines"

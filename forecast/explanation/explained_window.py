@@ -30,7 +30,6 @@ from forecast.prediction.postprocess import (
     ForecastSpec,
     OriginBatch,
     SeriesRows,
-    forecast_columns,
     postprocess,
     published_mean,
     series_rows,
@@ -93,7 +92,7 @@ class ExplainedWindow:
         origins = torch.zeros(1, dtype=torch.long)
         output = artifact.network(batch, origins)
         columns = postprocess(artifact, OriginBatch(batch, origins, output, positions), rows, ForecastSpec())[1]
-        names = forecast_columns(artifact)
+        names = artifact.columns
         quantiles, points = columns.tensor_split([len(names)], dim=-1)
         if self.output == MEAN:
             forecast = published_mean(artifact, quantiles, points)

@@ -1,12 +1,24 @@
-"""Named tuples of tensors, one inside another: what is done to each tensor of them."""
+"""Named tuples of tensors, one inside another: what is done to each tensor of them; and constants of a trace."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
 T = TypeVar("T")
+
+
+@contextmanager
+def untraced() -> Iterator[None]:
+    """Compute constants: a trace, for an ONNX graph, takes the results and not the operations, which ONNX may lack."""
+    state = torch._C._get_tracing_state()
+    torch._C._set_tracing_state(None)  # type: ignore[attr-defined]
+    try:
+        yield
+    finally:
+        torch._C._set_tracing_state(state)  # type: ignore[attr-defined]
 
 
 def join(values: Sequence[T]) -> T:

@@ -6,6 +6,7 @@ import torch
 
 from forecast.artifact import Artifact
 from forecast.data.panel import Panel
+from forecast.data.windows import BATCH_SIZE
 from forecast.errors import ConfigError
 from forecast.models.inputs.batch import PanelTensors
 from forecast.models.network.ensemble import members_of
@@ -13,7 +14,6 @@ from forecast.models.network.losses import validation_batches, window_sizes
 from forecast.models.runtime.torch_setup import prepare
 from forecast.names import CUTOFF, SERIES_ID, STEP, TIMESTAMP
 from forecast.prediction.cutoffs import latest_windows
-from forecast.prediction.one_pass import BATCH_SIZE
 
 
 @torch.inference_mode()

@@ -1,13 +1,15 @@
 """Checks of the cutoff of a forecast, and the windows that end there."""
 
+from typing import TYPE_CHECKING
+
 import numpy as np
 
-from forecast.artifact import Artifact
 from forecast.data.panel import Panel
 from forecast.data.windows import WindowIndex, windows_at
 from forecast.errors import ConfigError, DataError, listing
-from forecast.models.adapters.bank import HEAD
-from forecast.models.adapters.stacked import FROZEN
+
+if TYPE_CHECKING:
+    from forecast.artifact import Artifact
 
 
 def check_cutoff(panel: Panel, cutoff: int | None, key: str = "score.cutoff") -> int:
@@ -34,8 +36,11 @@ def latest_windows(panel: Panel, cutoff: int | None) -> tuple[int, WindowIndex]:
     return cutoff, windows_at(panel, cutoff)
 
 
-def check_model(artifact: Artifact, key: str = "score.state") -> None:
+def check_model(artifact: "Artifact", key: str = "score.state") -> None:
     """Raise ConfigError, which names the setting `key`, for a model whose encoder state can't be carried over runs."""
+    from forecast.models.adapters.bank import HEAD
+    from forecast.models.adapters.stacked import FROZEN
+
     trained = artifact.network.shape.horizon
     if artifact.horizon > trained:
         raise ConfigError(

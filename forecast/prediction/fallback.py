@@ -1,21 +1,19 @@
 """The forecast of each series with its fallbacks: fine-tuned, pretrained, seasonal naive, last value."""
 
-from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 import polars as pl
 
-from forecast.artifact import Artifact
 from forecast.config import AUTO
 from forecast.data.ages import ENDED, MaxAge, age_limit, ages, have_ended
 from forecast.data.availability import closed_ahead
 from forecast.data.panel import Panel
 from forecast.data.windows import WindowIndex, windows_at
+from forecast.forecasting_model import ForecastingModel
 from forecast.metrics.scores import midpoints
 from forecast.metrics.seasonal_naive import SEASONS_BACK
-from forecast.models.network.carried_state import StateStore
-from forecast.models.runtime.onnx import Forward
 from forecast.names import (
     SOURCE_CLOSED,
     SOURCE_COLD,
@@ -26,9 +24,11 @@ from forecast.names import (
 )
 from forecast.prediction.cold import ColdProfile
 from forecast.prediction.frames import Predictions, forecast_rows, rejected_series
-from forecast.prediction.naive import mean_of_naive, naive_forecasts
-from forecast.prediction.predict import predict
+from forecast.prediction.predictor import Predictor
 from forecast.prediction.result import DoubleArray, Forecasts, Predicted
+
+if TYPE_CHECKING:
+    from forecast.models.network.carried_state import StateStore
 
 # A mean further from the history of its series than this many times its range is not plausible; the check needs this
 # many observations.
@@ -38,34 +38,34 @@ _RECENT = 32
 
 
 def forecast_shard(
-    artifact: Artifact,
+    model: ForecastingModel,
     panel: Panel,
     cutoff: int,
     *,
     refused: npt.NDArray[np.bool_] | None = None,
-    carried: StateStore | None = None,
+    carried: "StateStore | None" = None,
     max_age: MaxAge = AUTO,
     model_version: str = "",
     samples: int = 0,
-    forward: Forward | None = None,
+    predictor: Predictor | None = None,
     cold: ColdProfile | None = None,
-    device: str = "cpu",
 ) -> Forecasts:
     """Return the forecasts of every series from grid index `cutoff`; the panel may be a shard of a larger one.
 
-    The weights are those of `artifact` itself, never those of its final fit. Sources in order: fine-tuned; pretrained;
+    The weights are those of `model` itself, never those of its final fit. Sources in order: fine-tuned; pretrained;
     seasonal naive, if the model's forecast is not finite (no observation within its context) or its mean lies further
     from the history of the series than ten times its range; last value, if there is no recent full season. A step where
     nothing is available (data.available) is 0, with the source `closed`.
 
     Rejects are series that begin after the cutoff or have no observation up to it, those whose last observation is
-    older than `max_age`, and those `refused`, [S], because known covariates are missing. `samples`, `forward` and
-    `carried` as in `predict`. With `cold`, series without any observation are forecast from it.
+    older than `max_age`, and those `refused`, [S], because known covariates are missing. `samples` and `carried` as in
+    `predict`; the `predictor` is torch when None. With `cold`, series without any observation are forecast from it.
     """
+    predictor = predictor or _torch_predictor()
     windows = windows_at(panel, cutoff)
     not_started = np.setdiff1d(np.arange(panel.n_series), windows.series)
-    assert artifact.window.context_length is not None
-    limit = age_limit(max_age, artifact.window.context_length, panel.grid, cutoff)
+    assert model.window.context_length is not None
+    limit = age_limit(max_age, model.window.context_length, panel.grid, cutoff)
     over = have_ended(panel, windows, limit)
     ended, windows = windows[np.flatnonzero(over)], windows[np.flatnonzero(~over)]
     missing_known = np.zeros(0, np.int64)
@@ -73,15 +73,15 @@ def forecast_shard(
         missing_known = windows.series[refused[windows.series]]
         windows = windows[np.flatnonzero(~refused[windows.series])]
     # A shorter horizon is a prefix of the trained one, with the same sources.
-    whole = replace(artifact, window=artifact.window.model_copy(update={"horizon": artifact.reach}))
-    predicted = predict(whole, panel, windows, samples=samples, forward=forward, device=device, carried=carried)
-    forecasts = _with_fallbacks(whole, panel, windows, predicted, samples)
+    whole = model.until(model.reach)
+    predicted = predictor.predict(whole, panel, windows, samples=samples, carried=carried)
+    forecasts = _with_fallbacks(whole, panel, windows, predicted, predictor, samples)
     if cold is not None:
         forecasts = _with_cold(whole, panel, forecasts, samples, cold)
     valid = _finite(forecasts.values, forecasts.mean)
-    forecasts = forecasts.until(artifact.horizon)
+    forecasts = forecasts.until(model.horizon)
     forecasts = _with_closures(panel, forecasts)
-    frame = forecast_rows(artifact, panel, forecasts.select(valid), samples, cutoff, model_version)
+    frame = forecast_rows(model, panel, forecasts.select(valid), samples, cutoff, model_version)
     rejects = pl.concat(
         [
             rejected_series(panel, windows.series[~valid], "no observation up to the cutoff"),
@@ -93,26 +93,32 @@ def forecast_shard(
     return Forecasts(frame, rejects)
 
 
+def _torch_predictor() -> Predictor:
+    from forecast.prediction.torch_predictor import TorchPredictor
+
+    return TorchPredictor()
+
+
 def _with_fallbacks(
-    artifact: Artifact, panel: Panel, windows: WindowIndex, predicted: Predicted, samples: int
+    model: ForecastingModel,
+    panel: Panel,
+    windows: WindowIndex,
+    predicted: Predicted,
+    predictor: Predictor,
+    samples: int,
 ) -> Predictions:
     """Return the forecast of each window from the first source that gives a plausible one, else from the naive ones."""
     values, mean = predicted.tuned.astype(np.float64), predicted.tuned_mean
     source = np.where(predicted.is_tuned, SOURCE_FINE_TUNED, SOURCE_PRETRAINED).astype(object)
-    context = None if artifact.classes is not None else artifact.network.shape.context_length
+    context = None if model.classes is not None else model.shape.context_length
     plausible = _plausible(values, mean, panel, windows, context)
     use_base = ~plausible & _plausible(predicted.base, predicted.base_mean, panel, windows, context)
     values[use_base], mean[use_base] = predicted.base[use_base], predicted.base_mean[use_base]
     source[use_base] = SOURCE_PRETRAINED
     fallback = np.flatnonzero(~plausible & ~use_base)
     if len(fallback):
-        season = artifact.network.shape.season_length
-        naive = naive_forecasts(artifact, panel, windows[fallback])
-        mean[fallback] = mean_of_naive(artifact, naive)
-        if samples:
-            paths = naive_forecasts(artifact, panel, windows[fallback], points=samples)
-            naive = np.concatenate([naive, paths], axis=-1)
-        values[fallback] = naive
+        season = model.shape.season_length
+        values[fallback], mean[fallback] = predictor.naive(model, panel, windows[fallback], samples=samples)
         end = np.minimum(windows.cutoff, panel.lengths[windows.series] - 1)[fallback]
         has_season = (end >= season - 1) & (windows.cutoff[fallback] - end < season * SEASONS_BACK)
         source[fallback] = np.where(has_season, SOURCE_SEASONAL_NAIVE, SOURCE_LAST_VALUE)
@@ -120,16 +126,16 @@ def _with_fallbacks(
 
 
 def _with_cold(
-    artifact: Artifact, panel: Panel, forecasts: Predictions, samples: int, cold: ColdProfile
+    model: ForecastingModel, panel: Panel, forecasts: Predictions, samples: int, cold: ColdProfile
 ) -> Predictions:
     """Return the forecasts with those of the profile for the series that have no observation at all."""
-    source, levels = forecasts.source.copy(), (*artifact.model.quantile_levels, *midpoints(samples))
+    source, levels = forecasts.source.copy(), (*model.quantile_levels, *midpoints(samples))
     for row in np.flatnonzero(~_finite(forecasts.values, forecasts.mean)):
         series = forecasts.windows.series[row]
         if np.isfinite(panel.target[panel.offsets[series] : panel.offsets[series + 1]]).any():
             continue
         covariates = panel.static_categories[series], panel.static_numbers[series]
-        forecasts.values[row], forecasts.mean[row] = cold.forecast(*covariates, artifact.horizon, levels)
+        forecasts.values[row], forecasts.mean[row] = cold.forecast(*covariates, model.horizon, levels)
         source[row] = SOURCE_COLD
     return forecasts._replace(source=source)
 

@@ -6,9 +6,9 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
-from forecast.artifact import Artifact
 from forecast.data.panel import IntArray, Panel
 from forecast.data.windows import WindowIndex
+from forecast.forecasting_model import ForecastingModel
 from forecast.names import (
     CLASS,
     CUTOFF,
@@ -22,7 +22,6 @@ from forecast.names import (
     VALUE,
     sample_column,
 )
-from forecast.prediction.postprocess import forecast_columns
 
 
 def rejected_series(panel: Panel, series: np.ndarray, reason: str, index: IntArray | None = None) -> pl.DataFrame:
@@ -63,12 +62,12 @@ class Predictions(NamedTuple):
 
 
 def forecast_rows(
-    artifact: Artifact, panel: Panel, predictions: Predictions, samples: int, cutoff: int, model_version: str
+    model: ForecastingModel, panel: Panel, predictions: Predictions, samples: int, cutoff: int, model_version: str
 ) -> pl.DataFrame:
     """Return the table of forecasts from grid index `cutoff`, by series and step (`Forecasts.frame`)."""
     windows, values, mean, source = predictions
-    n, horizon = len(windows), artifact.horizon
-    classes = artifact.classes
+    n, horizon = len(windows), model.horizon
+    classes = model.classes
     location_columns: dict[str, Any] = {MEAN: mean.ravel()}
     if classes is not None:
         location_columns = {CLASS: pl.Series(classes, dtype=pl.String).gather(mean.ravel().astype(np.int64))}
@@ -84,7 +83,7 @@ def forecast_rows(
             **location_columns,
             **{
                 name: values[..., k].ravel()
-                for k, name in enumerate((*forecast_columns(artifact), *map(sample_column, range(samples))))
+                for k, name in enumerate((*model.columns, *map(sample_column, range(samples))))
             },
             SOURCE: pl.Series(source.ravel(), dtype=pl.String),
             MODEL_VERSION: pl.repeat(model_version, n * horizon, dtype=pl.String, eager=True),

@@ -18,6 +18,7 @@ from forecast.prediction.cold import ColdProfile
 from forecast.prediction.cutoffs import check_cutoff
 from forecast.prediction.fallback import forecast_shard
 from forecast.prediction.result import Forecasts
+from forecast.prediction.torch_predictor import TorchPredictor
 
 
 def forecast(
@@ -40,7 +41,13 @@ def forecast(
     artifact = artifact.for_cutoff(cutoff)
     cold = ColdProfile.of(panel, cutoff, artifact.network.shape.season_length) if cold_start else None
     return forecast_shard(
-        artifact, panel, cutoff, max_age=max_age, model_version=model_version, device=device, cold=cold
+        artifact,
+        panel,
+        cutoff,
+        max_age=max_age,
+        model_version=model_version,
+        predictor=TorchPredictor(device=device),
+        cold=cold,
     )
 
 

@@ -5,6 +5,8 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 import torch
+from jaxtyping import Float
+from torch import Tensor
 
 from forecast.artifact import Artifact
 from forecast.data.panel import Panel
@@ -13,6 +15,7 @@ from forecast.metrics.scores import midpoints
 from forecast.metrics.seasonal_naive import seasonal_naive, seasonal_naive_classes, seasonal_naive_errors
 from forecast.models.inputs.transform import to_data, to_model
 from forecast.models.network.ensemble import Forecaster, members_of
+from forecast.models.tensors import untraced
 from forecast.prediction.postprocess import mean_of
 from forecast.prediction.result import DoubleArray
 
@@ -42,21 +45,24 @@ def naive_forecasts(
     naive = seasonal_naive(panel, windows, horizon=horizon, season=season, levels=levels)
     _, sigma = seasonal_naive_errors(panel, windows, season)
     without_scale = np.isnan(sigma)
-    naive[without_scale] = _with_panel_scale(artifact.network, naive[without_scale], levels, season)
+    if without_scale.any():
+        point = torch.from_numpy(naive[without_scale]).double()
+        naive[without_scale] = with_panel_scale(artifact.network, point, levels, season).numpy()
     return within_support(artifact, naive)
 
 
-def _with_panel_scale(
-    network: Forecaster, point: npt.NDArray[np.floating], levels: Sequence[float], season: int
-) -> DoubleArray:
-    """Return normal quantiles around `point`, [n, horizon, level], with the panel's scale, as the series has none."""
+def with_panel_scale(
+    network: Forecaster, point: Float[Tensor, "window horizon level"], levels: Sequence[float], season: int
+) -> Float[Tensor, "window horizon level"]:
+    """Return normal quantiles around `point`, in float64, with the panel's scale, as the series has none."""
     relative, absolute = (float(value) for value in members_of(network)[0].cold_scale)
     unit = network.shape.unit
-    location = to_model(torch.from_numpy(point).double(), unit)
-    seasons_ahead = -(-torch.arange(1, point.shape[1] + 1) // season)
-    scale = (relative * location.abs()).clamp(min=absolute) * seasons_ahead[:, None].sqrt()
-    deviates = torch.special.ndtri(torch.tensor(levels, dtype=torch.float64))
-    return np.asarray(to_data(location + scale * deviates, unit).numpy())
+    location = to_model(point, unit)
+    with untraced():
+        seasons_ahead = -(-torch.arange(1, point.shape[1] + 1) // season)
+        growth, deviates = seasons_ahead[:, None].sqrt(), torch.special.ndtri(torch.tensor(levels, dtype=torch.float64))
+    scale = (relative * location.abs()).clamp(min=absolute) * growth
+    return to_data(location + scale * deviates, unit)
 
 
 def mean_of_naive(artifact: Artifact, quantiles: DoubleArray) -> DoubleArray:

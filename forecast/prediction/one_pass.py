@@ -10,14 +10,13 @@ from jaxtyping import Int
 from torch import Tensor
 
 from forecast.data.panel import IntArray, Panel
-from forecast.data.windows import WindowIndex
+from forecast.data.windows import BATCH_SIZE, WindowIndex
 from forecast.models.inputs.batch import PanelTensors
 from forecast.models.network.carried_state import StateStore, advance, segments_since
 from forecast.models.network.ensemble import Forecaster
 from forecast.models.network.losses import validation_batches
 from forecast.models.network.output import EncoderState
 
-BATCH_SIZE = 512
 # Elements held in memory at once for the origins of a pass, and those of an origin per step of a horizon.
 _MAX_PASS_ELEMENTS, _ELEMENTS_PER_STEP = 1 << 24, 64
 

@@ -20,7 +20,6 @@ from forecast.models.inputs.frame import Frame
 from forecast.models.inputs.transform import to_data
 from forecast.models.network.ensemble import Forecaster, require_tunable
 from forecast.models.network.output import EncoderState, Output
-from forecast.names import class_column, quantile_column
 from forecast.prediction.result import DoubleArray
 
 # Number of quantiles whose average is the mean of a distribution on a logarithmic scale.
@@ -37,7 +36,7 @@ class ForecastSpec(NamedTuple):
 
     def n_columns(self, artifact: Artifact) -> int:
         """Return the number of quantiles or classes."""
-        return len(forecast_columns(artifact) if self.levels is None else self.levels)
+        return len(artifact.columns if self.levels is None else self.levels)
 
 
 class OriginBatch(NamedTuple):
@@ -81,13 +80,13 @@ def postprocess(
     level = None if batch.level is None else batch.level.repeat_interleave(len(origins))
     base = in_data_units(columns, output.frame, positions, unit, level)
     bank_row, tuned = rows.adapter.to(base.device), base
-    if artifact.bank is not None and bool((bank_row >= 0).any()):
+    if artifact.bank is not None and (torch.onnx.is_in_onnx_export() or bool((bank_row >= 0).any())):
         tuned_columns = _columns_with_changes(artifact.bank, artifact.network, windows, columns, bank_row, spec)
         tuned = in_data_units(tuned_columns, output.frame, positions, unit, level)
         tuned = torch.where((bank_row >= 0)[:, None, None], tuned, base)
     base, tuned = _change_both(lambda values: _within_support(values, n_columns + spec.n_samples, head), base, tuned)
     if artifact.calibration:
-        quantiles, remaining = tuned.tensor_split([n_columns], dim=-1)
+        quantiles, remaining = tuned[..., :n_columns], tuned[..., n_columns:]
         quantiles = artifact.calibration.applied(quantiles, rows.calibration, spec.levels, whole=head.counts)
         tuned = torch.cat([head.within_support(quantiles), remaining], dim=-1)
     if spec.n_samples and isinstance(output.head, QuantileHead):
@@ -116,7 +115,7 @@ def _sample_quantiles(head: QuantileHead, quantiles: torch.Tensor, levels: torch
 
 def _within_support(columns: torch.Tensor, n_values: int, head: Head) -> torch.Tensor:
     """Return columns clipped to the support of the target: the first `n_values` as values, the rest as means."""
-    values, points = columns.tensor_split([n_values], dim=-1)
+    values, points = columns[..., :n_values], columns[..., n_values:]
     return torch.cat([head.within_support(values), head.within_support(points, rounded=False)], dim=-1)
 
 
@@ -130,6 +129,8 @@ def _columns_with_changes(
 ) -> torch.Tensor:
     """Return the columns with the changes of each series at `rows` of the bank, by origin; unchanged for row -1."""
     batch, origins, output, _, states = windows
+    if torch.onnx.is_in_onnx_export():  # All rows: the caller drops those of series without changes.
+        return bank.shifted(network.head, columns, head_features(output, network.shape)[:, 0], rows.clamp(min=0))
     tuned = torch.nonzero(rows >= 0).flatten()
     result, bank_rows = columns.clone(), rows[tuned].cpu()
     if bank.kind == HEAD:
@@ -233,13 +234,6 @@ def mean_of(columns: torch.Tensor, points: torch.Tensor, head: Head, unit: float
     # Relative to the median, so that the mean of equal numbers is exactly that number.
     middle = columns[..., head.median].double()
     return middle + (columns.double() - middle[..., None]) @ head.mean_weights.double().to(columns.device)
-
-
-def forecast_columns(artifact: Artifact) -> tuple[str, ...]:
-    """Return the names of the forecast columns: one for each quantile, or for each class."""
-    if artifact.classes is not None:
-        return tuple(class_column(name) for name in artifact.classes)
-    return tuple(quantile_column(level) for level in artifact.model.quantile_levels)
 
 
 def in_data_units(

@@ -11,7 +11,7 @@ from torch import Tensor
 from forecast.artifact import Artifact
 from forecast.data.availability import closed_ahead
 from forecast.data.panel import Panel
-from forecast.data.windows import WindowIndex
+from forecast.data.windows import BATCH_SIZE, WindowIndex
 from forecast.metrics.scores import midpoints
 from forecast.models.inputs.batch import Batch, PanelTensors
 from forecast.models.inputs.transform import to_model
@@ -19,7 +19,7 @@ from forecast.models.network.decoders import uniforms
 from forecast.models.network.forecaster import RecurrentForecaster
 from forecast.models.runtime.onnx import Forward
 from forecast.models.runtime.torch_setup import prepare
-from forecast.prediction.one_pass import BATCH_SIZE, plan_windows
+from forecast.prediction.one_pass import plan_windows
 from forecast.prediction.postprocess import (
     ForecastSpec,
     OriginBatch,

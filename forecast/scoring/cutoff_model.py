@@ -9,9 +9,10 @@ import torch
 from forecast.artifact import Artifact
 from forecast.config import ScoreSettings
 from forecast.data.files import write_text_once
+from forecast.data.windows import BATCH_SIZE
 from forecast.errors import ConfigError
 from forecast.models.runtime.onnx import Forward, OnnxForecaster, is_faster
-from forecast.prediction.one_pass import BATCH_SIZE
+from forecast.prediction.torch_predictor import TorchPredictor
 
 
 class CutoffModel:
@@ -30,6 +31,11 @@ class CutoffModel:
         """The model with the weights for the cutoff."""
         self.forward = self._forward(score, choice, n_series)
         """The network in ONNX Runtime, None to run it in torch."""
+
+    @property
+    def predictor(self) -> TorchPredictor:
+        """What forecasts windows with `weights`."""
+        return TorchPredictor(self.forward, self.device)
 
     @property
     def runtime(self) -> str:

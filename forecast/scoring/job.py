@@ -21,23 +21,22 @@ import time
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from functools import cached_property
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
 import polars as pl
 
-from forecast.artifact import Artifact
 from forecast.config import JobShare, ScoreOutput, ScoreSettings
 from forecast.data.files import write_text_atomic
 from forecast.data.ingest.loaded import Loaded
 from forecast.data.ingest.missing_known import check_known
 from forecast.engines.engine import Engine
+from forecast.environment import gatecast_version
 from forecast.errors import ConfigError, EngineError, listing
+from forecast.forecasting_model import ForecastingModel
 from forecast.names import CUTOFF, MODEL_DIGEST, MODEL_VERSION, SCENARIO
 from forecast.prediction.cutoffs import check_cutoff, check_model
-from forecast.prediction.paths import with_samples
 from forecast.scoring.content import PAST, TABLES, check_model_share, content_of, past_of, tables_of
 from forecast.scoring.latest import write_latest
 from forecast.scoring.manifests import FAILED_SHARDS, FORECASTS, KINDS, LAYOUT, MANIFESTS, ForecastKey, legacy_key
@@ -65,7 +64,7 @@ class ScoreJob:
 
     def __init__(
         self,
-        artifact: Artifact,
+        artifact: ForecastingModel,
         loaded: Loaded,
         score: ScoreSettings,
         output: ScoreOutput,
@@ -81,13 +80,15 @@ class ScoreJob:
         if artifact.classes is not None and (output.min is not None or output.max is not None):
             raise ConfigError("output.min and output.max are for numbers; this model forecasts classes")
         if score.state is not None:
-            check_model(artifact)
+            check_model(artifact)  # type: ignore[arg-type]  # a bundle has no state
         if score.cold_start and artifact.classes is not None:
             raise ConfigError("score.cold_start is for numbers; this model forecasts classes")
         if output.n_samples:
             if artifact.classes is not None:
                 raise ConfigError("output.n_samples is for numbers; fc.sample_paths() gives the paths of classes")
-            artifact = with_samples(artifact, output.n_samples, "output.n_samples")
+            from forecast.prediction.paths import with_samples
+
+            artifact = with_samples(artifact, output.n_samples, "output.n_samples")  # type: ignore[arg-type]
         check_plan(output, artifact, loaded.panel.n_series)
         self.artifact, self.loaded, self._scenario = artifact, loaded, scenario
         names = names if scenario is None else {**names, SCENARIO: scenario.name}
@@ -219,7 +220,7 @@ class ScoreJob:
             content["overrides"] = overrides.counts(sum(part.overridden for part in counts))
         if parts.failures:
             content[FAILED_SHARDS] = {str(number): reason for number, reason in sorted(parts.failures.items())}
-        check_model_share(content, self._score, self.artifact.network.shape.context_length)
+        check_model_share(content, self._score, self.artifact.shape.context_length)
         return content
 
     def _published(self, manifest: Path, key: ForecastKey, digest: str) -> dict[str, Any] | None:
@@ -298,5 +299,5 @@ class ScoreJob:
             **self.names,
             "runtime": self._writer.model.runtime,
             "config_digest": digest_of(settings),
-            "code": f"gatecast {version('gatecast')}",
+            "code": f"gatecast {gatecast_version()}",
         }

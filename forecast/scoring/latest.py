@@ -7,7 +7,7 @@ from typing import Any, Final
 
 import polars as pl
 
-from forecast.data.files import parquet_blocks
+from forecast.data.files import GROUP_ROWS, atomic_file
 from forecast.data.sources.frames import UNREADABLE
 from forecast.names import CUTOFF
 from forecast.scoring.manifests import MANIFESTS, current, file_name, read_manifest
@@ -47,9 +47,8 @@ def latest_manifest(folder: Path, model: str) -> dict[str, Any] | None:
 
 
 def _write(file: Path, key: Mapping[str, str], parts: Iterable[pl.LazyFrame]) -> None:
-    with parquet_blocks(file, key) as write:
-        for part in parts:
-            write(part.collect())
+    with atomic_file(file) as target:
+        pl.concat(parts).sink_parquet(target, row_group_size=GROUP_ROWS, metadata=dict(key))
 
 
 def _key(file: Path) -> str | None:

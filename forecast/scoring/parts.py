@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 import polars as pl
@@ -27,7 +27,9 @@ from forecast.names import (
 )
 from forecast.prediction.result import Forecasts
 from forecast.scoring.manifests import FORECASTS, REJECTS, Kind
-from forecast.scoring.state_rows import StateRows
+
+if TYPE_CHECKING:
+    from forecast.scoring.state_rows import StateRows
 
 # Rows of forecasts in a shard, unless score.shard_size sets its number of series.
 SHARD_ROWS: Final = 1 << 16
@@ -102,7 +104,7 @@ class ShardForecasts:
     forecasts: Forecasts
     carried: int
     """Cells of known covariates that have the value before."""
-    state: StateRows | None
+    state: "StateRows | None"
     counts: dict[str, int]
     """Series by the origin of their state."""
 

@@ -9,11 +9,11 @@ from typing import Final, Literal
 
 import polars as pl
 
-from forecast.artifact import Artifact
 from forecast.config import ScoreOutput
 from forecast.data.files import write_text_atomic
 from forecast.data.spreadsheets import SUFFIXES, UNFINISHED, Heading, check_xlsx, local_times, sheet_blocks
 from forecast.errors import ConfigError, DataError, listing
+from forecast.forecasting_model import ForecastingModel
 from forecast.names import (
     CLASS,
     CUTOFF,
@@ -27,7 +27,6 @@ from forecast.names import (
     TIMESTAMP,
     quantile_columns,
 )
-from forecast.prediction.postprocess import forecast_columns
 from forecast.scoring.latest import latest_manifest
 from forecast.scoring.manifests import file_name
 from forecast.scoring.parts import digest_of
@@ -116,11 +115,11 @@ class Plan:
         ]
 
 
-def check_plan(output: ScoreOutput, artifact: Artifact, n_series: int) -> None:
+def check_plan(output: ScoreOutput, artifact: ForecastingModel, n_series: int) -> None:
     """Raise ConfigError if the plan of a job can't be written: an unknown value, or too many rows for a sheet."""
     if output.format == "parquet":
         return
-    columns = forecast_columns(artifact)
+    columns = artifact.columns
     if output.layout == "wide" and output.value != MEAN:
         _check_value(output.value, [MEAN if artifact.classes is None else CLASS, *columns], "output.value")
     if output.format == "xlsx":

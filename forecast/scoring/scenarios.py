@@ -13,12 +13,12 @@ from typing import Any, Final
 import numpy as np
 import polars as pl
 
-from forecast.artifact import Artifact
 from forecast.config import ScoreOutput
 from forecast.data.ingest.loaded import Loaded
 from forecast.data.ingest.missing_known import missing_known
 from forecast.data.panel import Panel
 from forecast.errors import ConfigError, DataError, listing
+from forecast.forecasting_model import ForecastingModel
 from forecast.names import SCENARIOS, SERIES_ID, STEP
 from forecast.scoring.content import PAST, past_of
 from forecast.scoring.manifests import FAILED_SHARDS, MANIFESTS, ForecastKey, read_manifest
@@ -46,7 +46,12 @@ class Scenario:
     """
 
     def __init__(
-        self, name: str, output: ScoreOutput, artifact: Artifact, loaded: Loaded, reread: Reread = lambda _: None
+        self,
+        name: str,
+        output: ScoreOutput,
+        artifact: ForecastingModel,
+        loaded: Loaded,
+        reread: Reread = lambda _: None,
     ) -> None:
         if artifact.classes is not None:
             raise ConfigError("score.scenario compares numbers; this model forecasts classes")

@@ -5,22 +5,23 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import polars as pl
 
-from forecast.artifact import Artifact
+from forecast.bundle.bundle import Bundle
+from forecast.bundle.predictor import BundleModel
 from forecast.config import ScoreOutput, ScoreSettings
 from forecast.data.files import write_parquet_atomic
 from forecast.data.ingest.loaded import Loaded
 from forecast.data.ingest.missing_known import carry_forward, series_missing_known
 from forecast.data.panel import Panel
+from forecast.data.windows import BATCH_SIZE
 from forecast.errors import OutputError
+from forecast.forecasting_model import ForecastingModel
 from forecast.names import MEAN, MODEL_DIGEST, MODEL_NAME, REASON, SCENARIO, SERIES_ID, sample_column
 from forecast.prediction.cold import ColdProfile
 from forecast.prediction.fallback import forecast_shard
-from forecast.prediction.one_pass import BATCH_SIZE
-from forecast.prediction.postprocess import forecast_columns
-from forecast.scoring.cutoff_model import CutoffModel
 from forecast.scoring.manifests import FORECASTS, REJECTS, ForecastKey
 from forecast.scoring.overrides import Overrides
 from forecast.scoring.parts import (
@@ -34,7 +35,10 @@ from forecast.scoring.parts import (
     count_sources,
     with_model,
 )
-from forecast.scoring.state import StateUpdate
+
+if TYPE_CHECKING:
+    from forecast.scoring.cutoff_model import CutoffModel
+    from forecast.scoring.state import StateUpdate
 
 
 @dataclass(frozen=True)
@@ -55,7 +59,7 @@ class ShardWriter:
 
     def __init__(
         self,
-        artifact: Artifact,
+        artifact: ForecastingModel,
         loaded: Loaded,
         score: ScoreSettings,
         output: ScoreOutput,
@@ -67,7 +71,7 @@ class ShardWriter:
         self.overrides = overrides
         self._profiles: dict[int, ColdProfile] = {}
         self.loaded, self._score, self._output, self._names = loaded, score, output, names
-        self.model = CutoffModel(artifact, score, choice, loaded.panel.n_series)
+        self.model = _cutoff_model(artifact, score, choice, loaded.panel.n_series)
 
     @property
     def _horizon(self) -> int:
@@ -98,10 +102,12 @@ class ShardWriter:
         shard.advise(mmap.MADV_DONTNEED)
         return digests
 
-    def state_update(self, cutoff: int) -> StateUpdate | None:
+    def state_update(self, cutoff: int) -> "StateUpdate | None":
         """Return the update of the carried state at the selected cutoff, None without score.state."""
-        if self._score.state is None:
+        if self._score.state is None or isinstance(self.model, BundleModel):  # Bundles are refused with it.
             return None
+        from forecast.scoring.state import StateUpdate
+
         folder = Path(self._score.state)
         if not self.model.is_latest:  # The weights of the final fit keep their own state beside this one.
             folder /= "evaluated"
@@ -112,17 +118,17 @@ class ShardWriter:
         if not self._score.cold_start:
             return None
         if cutoff not in self._profiles:
-            season_length = self.model.artifact.network.shape.season_length
+            season_length = self.model.artifact.shape.season_length
             self._profiles = {cutoff: ColdProfile.of(self.loaded.panel, cutoff, season_length)}
         return self._profiles[cutoff]
 
-    def forecast(self, shard: Panel, cutoff: int, update: StateUpdate | None) -> ShardForecasts:
+    def forecast(self, shard: Panel, cutoff: int, update: "StateUpdate | None") -> ShardForecasts:
         """Return the forecasts of a shard."""
         shard = shard.in_memory()
         horizon, carried, refused = self._horizon, 0, None
         carried_states, state, counts = update.rows(shard) if update else (None, None, {})
         if len(shard.known) and self._score.missing_known == "carry_forward":
-            context = self.model.artifact.network.shape.context_length
+            context = self.model.artifact.shape.context_length
             shard, carried = carry_forward(shard, cutoff=cutoff, horizon=self.model.artifact.reach, context=context)
         if len(shard.known) and self._score.missing_known == "quarantine":
             refused = series_missing_known(shard, self.loaded.data, cutoff=cutoff, horizon=horizon)
@@ -135,16 +141,15 @@ class ShardWriter:
             max_age=self._score.max_age,
             model_version=self._names["model_version"],
             samples=self._output.n_samples,
-            forward=self.model.forward,
-            device=self.model.device,
+            predictor=self.model.predictor,
             cold=self.cold_profile(cutoff),
         )
         return ShardForecasts(forecasts, carried, state, counts)
 
-    def write(self, run: CutoffRun, forecasts: ShardForecasts, name: str, update: StateUpdate | None) -> Part:
+    def write(self, run: CutoffRun, forecasts: ShardForecasts, name: str, update: "StateUpdate | None") -> Part:
         """Write the files of a shard; the forecasts come last, so their file marks a complete part."""
         artifact = self.model.artifact
-        distribution_columns = forecast_columns(artifact)
+        distribution_columns = artifact.columns
         value_columns = list(distribution_columns) if artifact.classes else [MEAN, *distribution_columns]
         value_columns += map(sample_column, range(self._output.n_samples))
         frame, bounded = clip_rows(forecasts.forecasts.frame, value_columns, self._output.min, self._output.max)
@@ -184,6 +189,19 @@ class ShardWriter:
         return part
 
 
+def _cutoff_model(
+    artifact: ForecastingModel, score: ScoreSettings, choice: Path, n_series: int
+) -> "CutoffModel | BundleModel":
+    """Return the model of a job in its runtime; that of a bundle needs no torch."""
+    if isinstance(artifact, Bundle):
+        return BundleModel(artifact)
+    from forecast.artifact import Artifact
+    from forecast.scoring.cutoff_model import CutoffModel
+
+    assert isinstance(artifact, Artifact)
+    return CutoffModel(artifact, score, choice, n_series)
+
+
 # --- tasks of an engine
 
 
@@ -217,7 +235,7 @@ class WrittenShard:
 class ShardWork:
     """What the workers of an engine need to write shards. `score.runtime` names one."""
 
-    artifact: Artifact
+    artifact: ForecastingModel
     loaded: Loaded
     score: ScoreSettings
     output: ScoreOutput

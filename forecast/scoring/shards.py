@@ -11,7 +11,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import zip_longest
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import polars as pl
 
@@ -24,7 +24,9 @@ from forecast.scoring.manifests import FORECASTS, KINDS, REJECTS, Kind
 from forecast.scoring.parts import FAILED, Part, Progress, ShardForecasts, complete_part, part_file, with_model
 from forecast.scoring.shard_writer import CutoffRun, DigestTask, ShardWork, ShardWriter, WriteTask, WrittenShard
 from forecast.scoring.sinks.base import Files
-from forecast.scoring.state import StateUpdate
+
+if TYPE_CHECKING:
+    from forecast.scoring.state import StateUpdate
 
 _END: Final = ".parquet"
 
@@ -38,7 +40,7 @@ class CutoffParts:
     """File name of each shard, by its number; it holds a digest of all inputs."""
     published: dict[Kind, Path]
     """Folders with parts of an earlier job that may be complete, by kind."""
-    update: StateUpdate | None
+    update: "StateUpdate | None"
     parts: dict[int, Part] = field(default_factory=dict)
     """Counts of the complete shards."""
     failures: dict[int, str] = field(default_factory=dict)

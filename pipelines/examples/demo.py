@@ -88,12 +88,12 @@ class Demo:
     def first_forecasts(self) -> None:
         """Forecast with the network of the package: no training, no registered model."""
         from forecast.checkpoints import NANO
-        from pipelines import score
+        from pipelines import score_version
 
         horizon = f"window.horizon={self.training.window.horizon}"
         output = f"output.path={self.folder / 'first'}"
         arguments = [f"data.path={self.today}", f"registry.tracking_uri={self.uri}", horizon, output]
-        outcome = score.run(load(ScoreConfig, compose("score", [*arguments, f"registry.alias={NANO}"])))
+        outcome = score_version.run(load(ScoreConfig, compose("score", [*arguments, f"registry.alias={NANO}"])))
         outcome.check()
         print(f"{outcome.version}: {outcome.line}")
 
@@ -160,11 +160,11 @@ class Demo:
 
     def score_nights(self) -> "list[dict[str, Any]]":
         """Forecast all sensors on each of the nights; return the manifests."""
-        from pipelines import score
+        from pipelines import score_version
 
         output = f"output.path={self.folder / 'scores'}"
         arguments = [f"data.path={self.later}", "registry.alias=champion", output, f"score.cutoffs={self.nights}"]
-        outcome = score.run(self._config(ScoreConfig, "score", *arguments))
+        outcome = score_version.run(self._config(ScoreConfig, "score", *arguments))
         outcome.check()
         print(f"{outcome.version}: {outcome.line}")
         return [output.content for output in outcome.outputs]

@@ -13,7 +13,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args, get_origin
 
-from forecast.config import Config, fields, group_of, load
+from forecast.config import Config, descriptions, fields, group_of, load
+from forecast.environment import is_score_only
 from forecast.errors import ConfigError
 from forecast.redaction import shown
 from pipelines.jobs.references import hide_environment, overrides_of, references_of, with_references, without_secrets
@@ -142,7 +143,8 @@ def _compose(
 def _plain(verb: str, overrides: Sequence[str], kind: type[Config]) -> dict[str, Any] | None:
     """Return the config tree of a verb without presets if all its overrides are simple; else None, for Hydra.
 
-    It is the tree that Hydra would compose, which takes a third of a second to import.
+    It is the tree that Hydra would compose, which takes a third of a second to import. Where only bundles are scored,
+    without Hydra, other values are a ConfigError.
     """
     if _primary(verb).exists():
         return None
@@ -150,21 +152,33 @@ def _plain(verb: str, overrides: Sequence[str], kind: type[Config]) -> dict[str,
     tree: dict[str, Any] = {}
     for override in overrides:
         path, equals, value = override.partition("=")
-        if not equals or path not in paths or re.search(r"[\\$'\"{}]", value):
-            return None
+        known = bool(equals) and path in paths
+        simple = equals and not re.search(r"[\\$'\"{}]", value) and (path in texts or _SIMPLE.fullmatch(value))
+        if not (known and simple):
+            if not is_score_only():
+                return None
+            if known or not equals:
+                raise ConfigError(
+                    f"{override}: gatecast-score takes KEY=VALUE, with text, numbers, true, false and null; a range of "
+                    "cutoffs is score.cutoffs=FIRST..LAST/STEP"
+                )
         if path in texts:
             form, optional = texts[path]
             setting = read_text(path, value, form, optional=optional)
-        elif re.fullmatch(r"true|false|[1-9]\d{0,14}", value):
-            setting = json.loads(value)
         else:
-            return None
+            setting = json.loads(value) if _NUMBER.fullmatch(value) else value
         *groups, name = path.split(".")
         group = tree
         for parent in groups:
             group = group.setdefault(parent, {})
         group[name] = setting
     return tree
+
+
+_NUMBER = re.compile(r"true|false|null|-?(0|[1-9]\d{0,14})(\.\d{1,15})?")
+_WORD = r"(?!inf|nan|true|false|null)[A-Za-z][\w-]*|\d+[A-Za-z]+|\d{4}-\d\d-\d\d[\w.:/-]*"
+_SIMPLE = re.compile(f"{_NUMBER.pattern}|{_WORD}", re.IGNORECASE)
+"""Values that mean the same in JSON and in Hydra, words, durations, and dates or ranges of them."""
 
 
 def _kind_of(verb: str) -> type[Config]:
@@ -311,12 +325,13 @@ def _help(kind: type[Config], verb: str, config_dir: Path | None) -> str:
         lines += [f"  {group}={'|'.join(names)}" for group, names in presets.items()]
     lines += ["", "Settings and their defaults:"]
     composed = OmegaConf.create(compose(verb, [], config_dir, kind=kind))
+    texts = descriptions(kind)
     for path, field in fields(kind):
         if group_of(field):
             continue
         default = OmegaConf.select(composed, path, default=None if field.is_required() else field.default)
         default_text = "(required)" if default is None and field.is_required() else json.dumps(default)
         options = get_args(field.annotation) if get_origin(field.annotation) is Literal else ()
-        about = [(field.description or "").replace("\n", " "), f"({'|'.join(options)})" if options else ""]
+        about = [texts[path].replace("\n", " "), f"({'|'.join(options)})" if options else ""]
         lines.append(f"  {f'{path}={default_text}':<40} {' '.join(filter(None, about))}".rstrip())
     return "\n".join(lines)

@@ -10,15 +10,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Final
 
-from rich.console import Console
-from rich.status import Status
-from rich.table import Table
-from rich.text import Text
-
 from forecast.redaction import printable, redacted, shown
 
 if TYPE_CHECKING:
     import polars as pl
+    from rich.status import Status
 
 _LOG = logging.getLogger("forecast")
 _OURS: Final = ("forecast", "pipelines")
@@ -58,7 +54,7 @@ def setup(level: int = logging.INFO) -> None:
 class Stage:
     """A running stage: collects counts and shows progress."""
 
-    def __init__(self, name: str, status: Status | None) -> None:
+    def __init__(self, name: str, status: "Status | None") -> None:
         self._name = name
         self._status = status
         self._updated = time.monotonic()
@@ -71,6 +67,8 @@ class Stage:
     def update(self, text: str) -> None:
         """Show progress: immediately on a terminal, at most every 30 seconds in a log."""
         if self._status:
+            from rich.text import Text
+
             self._status.update(Text(printable(redacted(f"{self._name}: {text}"))))
         elif time.monotonic() - self._updated >= _SECONDS_BETWEEN_UPDATES:
             self._updated = time.monotonic()
@@ -85,8 +83,7 @@ class Stage:
 def stage(name: str) -> Iterator[Stage]:
     """Time a stage and log one line at its end."""
     started = time.monotonic()
-    console = Console(stderr=True)
-    status = console.status(f"{name} ...") if console.is_terminal else None
+    status = _status(name)
     running = Stage(name, status)
     if status:
         with status:
@@ -97,8 +94,22 @@ def stage(name: str) -> Iterator[Stage]:
     _LOG.info("%s%s (%.1f s)", name, f": {summary}" if summary else "", time.monotonic() - started)
 
 
+def _status(name: str) -> "Status | None":
+    """Return a status line on a terminal; None in a log, and where only bundles are scored, without Rich."""
+    try:
+        from rich.console import Console
+    except ImportError:
+        return None
+    console = Console(stderr=True)
+    return console.status(f"{name} ...") if console.is_terminal else None
+
+
 def table(frame: "pl.DataFrame", title: str = "") -> None:
     """Print a small frame."""
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
     console_table = Table(title=title or None, title_justify="left")
     for name, dtype in frame.schema.items():
         console_table.add_column(Text(printable(name)), justify="right" if dtype.is_numeric() else "left")

@@ -95,15 +95,6 @@ def log_missing(run: "Run", loaded: "Loaded", *, horizon: int, cutoffs: "list[in
         _LOG.warning(f"{name}: {cells} missing over the horizon, in {len(series):,} series: {listing(series)}")
 
 
-def metric_name(name: str) -> str:
-    """Return a name with the characters that MLflow allows.
-
-    >>> metric_name("target beyond 1e+18")
-    'target beyond 1e_18'
-    """
-    return re.sub(r"[^-/. \w]", "_", name)
-
-
 def pick(names: "list[str]", count: int = 6) -> list[str]:
     """Return `count` names evenly spread over a list."""
     step = max(1, len(names) // count)

@@ -1,12 +1,11 @@
-"""The jobs of `forecast score`: names of versions, requested cutoffs, and the shadow version beside the scoring one."""
+"""The jobs of `forecast score`: names of versions, and the shadow version beside the scoring one."""
 
 import logging
-from collections.abc import Sequence
-from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from forecast.config import ScoreConfig, ScoreOutput
+from pipelines.jobs.cutoffs import requested_cutoffs
 
 if TYPE_CHECKING:
     from forecast.artifact import Artifact
@@ -22,11 +21,6 @@ _LOG = logging.getLogger(__name__)
 def names_of(version: "Version") -> dict[str, str]:
     """Return what identifies a version in forecasts."""
     return {"model": version.name, "model_version": str(version.number), "model_digest": version.digest}
-
-
-def requested_cutoffs(config: ScoreConfig) -> Sequence[datetime | None]:
-    """Return the requested cutoffs, None for the end of the panel."""
-    return config.score.cutoffs or (config.score.cutoff,)
 
 
 def shadow_version_of(registry: "Registry", config: ScoreConfig, version: "Version") -> "Version | None":
@@ -74,7 +68,7 @@ def shadow_job(
     return ScoreJob(
         shadow_artifact,
         share_of_series(
-            read_alike(shadow_artifact, artifact, loaded, config.data.source(), requested_cutoffs(config)),
+            read_alike(shadow_artifact, artifact, loaded, config.data.source(), requested_cutoffs(config.score)),
             config.score.shadow_share,
         ),
         config.score.model_copy(update={"state": state and f"{state}-{SHADOW}"}),

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from forecast.errors import GatecastError
-from pipelines.jobs.run_logging import metric_name
+from forecast.names import metric_name
 
 if TYPE_CHECKING:
     from forecast.scoring.parts import Output

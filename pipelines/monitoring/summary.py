@@ -9,9 +9,8 @@ import polars as pl
 from forecast.monitoring.labels import ALARM, ALL, ANOMALY, FEW, FORECAST, NORMAL, RECENT
 from forecast.monitoring.result import MonitorResult
 from forecast.monitoring.thresholds import Check
-from forecast.names import SOURCE_SEASONAL_NAIVE
+from forecast.names import SOURCE_SEASONAL_NAIVE, metric_name
 from forecast.reports.page import ABSENT
-from pipelines.jobs.run_logging import metric_name
 
 _DRIFT_COLUMNS: Final = 6
 """Most columns with metrics of drift: the target, which is the first, and covariates in their order."""

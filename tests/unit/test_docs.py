@@ -14,7 +14,7 @@ from mkdocs.config.defaults import MkDocsConfig
 
 import forecast
 from docs import reference
-from forecast.config import fields, group_of
+from forecast.config import descriptions, fields, group_of
 from pipelines.verbs import VERBS
 
 ROOT = Path(__file__).parents[2]
@@ -33,9 +33,10 @@ def test_every_verb_has_its_settings() -> None:
 def test_every_key_of_every_verb_is_on_the_page_with_its_docstring(settings: str) -> None:
     rows = settings.splitlines()
     for model in reference.verbs().values():
+        texts = descriptions(model)
         for path, field in fields(model):
             if not group_of(field):
-                about = " ".join((field.description or "").split()).replace("|", "\\|")
+                about = " ".join(texts[path].split()).replace("|", "\\|")
                 assert any(row.startswith(f"| `{path}` | ") and row.endswith(f"| {about} |") for row in rows), path
 
 

@@ -13,9 +13,10 @@ from forecast.config import DataConfig, SourceConfig
 from forecast.data.sources import tables
 from forecast.data.sources.columns import KNOWN_NAMES, possible_names
 from forecast.data.sources.csv_files import CsvFormat
+from forecast.data.sources.file_systems import S3
 from forecast.data.sources.json_lines import Unread, is_lines, read_lines
 from forecast.data.sources.sql import read_sql
-from forecast.data.sources.storage import S3, Location
+from forecast.data.sources.storage import Location
 from forecast.errors import ConfigError, DataError, listing
 from forecast.names import SERIES_ID
 

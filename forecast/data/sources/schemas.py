@@ -2,6 +2,7 @@
 
 import base64
 import re
+import sys
 from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -10,8 +11,9 @@ from urllib.parse import unquote
 
 import polars as pl
 
+from forecast.data.sources.file_systems import S3, File
 from forecast.data.sources.frames import UNREADABLE, check_odd, odd_columns, reason_of, spool, unreadable
-from forecast.data.sources.storage import S3, File, Location
+from forecast.data.sources.storage import Location
 from forecast.errors import DataError, listing
 
 # Parallel requests for the footers of files in S3.
@@ -36,13 +38,15 @@ def read_schemas(
     location: Location, files: Sequence[File], find: Callable[[str], pl.Schema], *, parallel: bool
 ) -> Schemas:
     """Return the columns of each file. Raises DataError that names the files that can't be read."""
-    import pyarrow as pa
 
     def schema(file: File) -> pl.Schema | Exception:
+        faults = *UNREADABLE, UnicodeDecodeError, DataError
         try:
             return find(file.address)
-        except (*UNREADABLE, pa.ArrowException, UnicodeDecodeError, DataError) as error:
-            return error
+        except Exception as error:
+            if isinstance(error, (*faults, *_arrow_errors())):
+                return error
+            raise
 
     with ThreadPoolExecutor(_REQUESTS) as pool:
         results = list(pool.map(schema, files) if parallel else map(schema, files))
@@ -68,15 +72,29 @@ def read_schemas(
 
 def parquet_schema(location: Location, address: str, columns: Collection[str] | None, copies: Copies) -> pl.Schema:
     """Return the columns of a Parquet file; with unreadable columns, its other columns are copied to `copies`."""
-    import pyarrow as pa
-
     metadata = pl.read_parquet_metadata(address, storage_options=location.options)
-    content = base64.b64decode(metadata.get("ARROW:schema", ""))
-    if not (content and odd_columns(pa.ipc.read_schema(pa.py_buffer(content)))):
+    if not _has_odd_columns(base64.b64decode(metadata.get("ARROW:schema", ""))):
         with suppress(pl.exceptions.DuplicateError):
             return pl.scan_parquet(address, glob=False, storage_options=location.options).collect_schema()
     copies[address] = _copy(location, address, columns)
     return copies[address].collect_schema()
+
+
+def _arrow_errors() -> tuple[type[Exception], ...]:
+    """Return the errors that pyarrow raises, none before it is imported."""
+    arrow = sys.modules.get("pyarrow")
+    return () if arrow is None else (arrow.ArrowException,)
+
+
+def _has_odd_columns(schema: bytes) -> bool:
+    """Return whether an Arrow schema, empty without one, has columns that Polars can't read."""
+    if not schema:
+        return False
+    try:
+        import pyarrow as pa
+    except ImportError:  # Where only bundles are scored, Polars itself reports what it can't read.
+        return False
+    return bool(odd_columns(pa.ipc.read_schema(pa.py_buffer(schema))))
 
 
 def ipc_schema(location: Location, address: str, columns: Collection[str] | None, copies: Copies) -> pl.Schema:

@@ -8,20 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from forecast.data.sources.file_systems import S3, Bucket, Disk, File, Kind
 from forecast.errors import DataError
-
-S3 = "s3://"
-
-
-@dataclass(frozen=True)
-class File:
-    """A file with its size and time."""
-
-    address: str
-    """A path, or s3://bucket/key."""
-    size: int
-    modified: int
-    """Nanoseconds since 1970; S3 stores whole seconds."""
 
 
 @dataclass(frozen=True)
@@ -32,23 +20,21 @@ class Location:
     label: str
     """Its name in messages: data.path=panel.parquet."""
     _system: Any
-    """The pyarrow.fs.FileSystem of the path."""
+    """The Disk or Bucket of the path."""
 
     @classmethod
     def of(cls, path: str, label: str) -> "Location":
         """Return the location of `path`. Nothing is opened, but AWS may be asked for the region of a bucket."""
-        from pyarrow import fs
-
         scheme, separator, address = path.partition("://")
         if not separator:
-            return cls(path, label, fs.LocalFileSystem())
+            return cls(path, label, Disk())
         if f"{scheme}{separator}" != S3 or not address.strip("/"):
             raise DataError(
                 f"{label}: not an address that can be read; give a path, or s3://bucket/folder/file.parquet"
             )
         location = cls(path, label, None)
         try:
-            return cls(path, label, _s3(address.split("/")[0]))
+            return cls(path, label, Bucket(_s3(address.split("/")[0])))
         except OSError as error:
             raise location.failure(error) from None
 
@@ -69,23 +55,17 @@ class Location:
 
     def has_folder(self, name: str) -> bool:
         """Return whether the path is a folder with a folder of this name in it."""
-        from pyarrow import fs
-
         try:
-            info = self._system.get_file_info(f"{self._inside}/{name}")
+            return self._system.kind(f"{self._inside}/{name}") is Kind.FOLDER
         except OSError as error:
             raise self.failure(error) from None
-        return bool(info.type == fs.FileType.Directory)
 
     def is_file(self, address: str) -> bool:
         """Return whether there is a file at an address."""
-        from pyarrow import fs
-
         try:
-            info = self._system.get_file_info(address.removeprefix(S3))
+            return self._system.kind(address.removeprefix(S3)) is Kind.FILE
         except OSError as error:
             raise self.failure(error) from None
-        return bool(info.type == fs.FileType.File)
 
     def read(self, address: str) -> bytes:
         """Return the content of a file. Raises OSError."""
@@ -95,18 +75,16 @@ class Location:
 
     def sizes(self, folder: str) -> dict[str, int]:
         """Return the bytes of each file in a folder, by name. Raises OSError."""
-        from pyarrow import fs
-
-        files = self._files(fs.FileSelector(folder.removeprefix(S3), allow_not_found=True))
+        files = self._system.files(folder.removeprefix(S3), recursive=False)
         return {file.address.rpartition("/")[2]: file.size for file in files}
 
     def open(self, address: str) -> Any:
-        """Return a pyarrow.NativeFile that reads a file from its start, uncompressed."""
-        return self._system.open_input_stream(address.removeprefix(S3))
+        """Return a binary file that reads a file from its start, uncompressed."""
+        return self._system.open(address.removeprefix(S3))
 
     def open_random_access(self, address: str) -> Any:
-        """Return a pyarrow.NativeFile with random access to a file."""
-        return self._system.open_input_file(address.removeprefix(S3))
+        """Return a binary file with random access to a file."""
+        return self._system.open_random_access(address.removeprefix(S3))
 
     def failure(self, error: Exception) -> DataError:
         """Return the error for a location that can't be listed or opened."""
@@ -114,15 +92,13 @@ class Location:
 
     @property
     def _inside(self) -> str:
-        """The path for pyarrow: without s3://."""
+        """The path without s3://."""
         return self.path.removeprefix(S3).rstrip("/") or self.path
 
     def _find(self, table_pattern: "re.Pattern[str]") -> tuple[str, list[File]]:
-        from pyarrow import fs
-
-        root_info = self._system.get_file_info(self._inside)
-        if root_info.type == fs.FileType.Directory:
-            below = self._files(fs.FileSelector(self._inside, recursive=True))
+        kind = self._system.kind(self._inside)
+        if kind is Kind.FOLDER:
+            below = self._system.files(self._inside, recursive=True)
             start = len(self._inside.rstrip("/")) + 1
             # Other programs use such names for temporary files, logs and markers.
             visible_files = [file for file in below if not re.search(r"(^|/)[._]", _inner(file)[start:])]
@@ -130,40 +106,29 @@ class Location:
             if not files:
                 raise DataError(f"{self.label}: no Parquet, CSV or Arrow file in this folder")
             return self._inside, files
-        if root_info.type != fs.FileType.NotFound:
-            return str(Path(self._inside).parent), [self._file(root_info)]
+        if kind is not None:
+            return str(Path(self._inside).parent), [self._system.file(self._inside)]
 
         root, pattern = _split_glob(self._inside)
         if not pattern:
             files = []
         elif self.path.startswith(S3):
             deep = "/" in pattern or "**" in pattern
-            below = self._files(fs.FileSelector(root, allow_not_found=True, recursive=deep))
+            below = self._system.files(root, recursive=deep)
             matches = _glob_pattern(pattern)
             files = [file for file in below if matches.fullmatch(_inner(file)[len(root) + 1 :])]
         else:
             # Path.glob takes no absolute pattern.
             names = sorted(name for name in glob.glob(self.path, recursive=True) if Path(name).is_file())  # noqa: PTH207
-            files = [self._file(info) for info in self._system.get_file_info(names)]
+            files = [self._system.file(name) for name in names]
         if files:
             return root, [file for file in files if table_pattern.search(file.address)] or files
         if not self.path.startswith(S3):
             raise DataError(f"{self.label}: no such file or folder (from {Path.cwd()})")
         bucket = self._inside.split("/")[0]
-        if self._system.get_file_info(bucket).type == fs.FileType.NotFound:
+        if self._system.kind(bucket) is None:
             raise OSError("NO_SUCH_BUCKET")
         raise DataError(f"{self.label}: no such file or folder in the bucket {bucket!r}")
-
-    def _files(self, selector: Any) -> list[File]:
-        from pyarrow import fs
-
-        infos = self._system.get_file_info(selector)
-        files = [self._file(info) for info in infos if info.type == fs.FileType.File]
-        return sorted(files, key=lambda file: file.address)
-
-    def _file(self, info: Any) -> File:
-        address = (S3 if self.path.startswith(S3) else "") + info.path
-        return File(address, info.size or 0, info.mtime_ns or 0)
 
 
 def storage_options(path: str) -> dict[str, str | int] | None:

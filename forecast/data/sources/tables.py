@@ -11,6 +11,7 @@ import polars as pl
 import polars.selectors as cs
 
 from forecast.data.sources.csv_files import CsvFiles, CsvFormat
+from forecast.data.sources.file_systems import S3, File
 from forecast.data.sources.frames import UNREADABLE, column, unreadable
 from forecast.data.sources.schemas import (
     HIVE_NULL,
@@ -22,7 +23,7 @@ from forecast.data.sources.schemas import (
     read_schemas,
     share_of_files,
 )
-from forecast.data.sources.storage import S3, File, Location
+from forecast.data.sources.storage import Location
 from forecast.errors import ConfigError, DataError, listing
 
 _KINDS: Final = {

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
+from torch.nn import functional
 
 from forecast.models.adapters import stacked
 from forecast.models.heads.base import Head
@@ -109,7 +110,7 @@ def head_features(output: Output, shape: NetworkShape) -> Float[Tensor, "batch o
     if shape.n_classes:
         codes = torch.arange(shape.n_classes, device=recent.device)
         recent = (recent[..., None] == codes).to(output.state.dtype).flatten(-2)
-    return torch.cat([torch.ones_like(output.state[..., :1]), recent, output.state], dim=-1)
+    return functional.pad(torch.cat([recent, output.state], dim=-1), (1, 0), value=1.0)
 
 
 def head_feature_count(shape: NetworkShape, hidden_size: int) -> int:

@@ -12,6 +12,7 @@ from torch.nn import functional
 from forecast.models.heads.base import Head
 from forecast.models.heads.quantiles import HALF_LOG_TAU, LEAST_WIDTH, fit_line, softplus_inverse, width_parameter
 from forecast.models.inputs.frame import Frame
+from forecast.models.tensors import untraced
 
 # Initial degrees of freedom to try for a Student-t.
 _START_FREEDOM = (2.2, 2.5, 3.0, 4.0, 6.0, 10.0, 30.0)
@@ -56,7 +57,8 @@ class NormalHead(Head):
         return arguments[..., :1] + arguments[..., 1:2] * standard
 
     def _standard_quantiles(self, arguments: Tensor, levels: Tensor) -> Tensor:  # noqa: ARG002
-        quantiles: Tensor = torch.special.ndtri(levels)
+        with untraced():
+            quantiles: Tensor = torch.special.ndtri(levels)
         return quantiles
 
     def mean(self, arguments: Float[Tensor, "*axes argument"]) -> Float[Tensor, "*axes"]:

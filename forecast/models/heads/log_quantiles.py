@@ -14,6 +14,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from forecast.models.inputs.transform import to_data
+from forecast.models.tensors import untraced
 
 # Logarithms per normal deviate in a tail: the mean beyond a ninth decile is then 8 times that decile.
 _MAX_SLOPE = 2.5
@@ -61,13 +62,17 @@ def at_levels(
 
 
 def _at_deviates(quantiles: Tensor, levels: Tensor, deviates: Tensor, unit: float) -> Tensor:
-    scaled, level_deviates = torch.asinh(quantiles / unit), torch.special.ndtri(levels.double()).to(quantiles.device)
-    slopes = scaled.diff(dim=-1) / level_deviates.diff()
-    right = torch.searchsorted(level_deviates, deviates).clamp(1, len(level_deviates) - 1)
-    inside = deviates.clamp(level_deviates[0], level_deviates[-1])
-    values = scaled[..., right - 1] + slopes[..., right - 1] * (inside - level_deviates[right - 1])
+    with untraced():
+        level_deviates = torch.special.ndtri(levels.double()).to(quantiles.device)
+        widths = level_deviates.diff()
+        left = torch.searchsorted(level_deviates, deviates).clamp(1, len(level_deviates) - 1) - 1
+        inside = deviates.clamp(level_deviates[0], level_deviates[-1])
+        within, outside = inside - level_deviates[left], deviates - inside
+    scaled = torch.asinh(quantiles / unit)
+    slopes = (scaled[..., 1:] - scaled[..., :-1]) / widths
+    values = scaled[..., left] + slopes[..., left] * within
     # 0 for deviates between the outer quantiles.
-    beyond = slopes[..., right - 1].clamp(max=_MAX_SLOPE) * (deviates - inside)
+    beyond = slopes[..., left].clamp(max=_MAX_SLOPE) * outside
     return to_data(values + beyond, unit)
 
 

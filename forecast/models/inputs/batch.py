@@ -2,8 +2,8 @@
 
 import math
 import warnings
-from collections.abc import Callable
-from typing import Any, NamedTuple, Self
+from collections.abc import Callable, Mapping
+from typing import Any, Final, NamedTuple, Self
 
 import numpy as np
 import torch
@@ -17,6 +17,22 @@ from forecast.names import MAX_MAGNITUDE
 
 # The share of a device's free memory that a panel may fill; the remainder is for the network and its batches.
 _DEVICE_SHARE = 0.5
+PANEL_BUFFERS: Final = (
+    "offsets",
+    "start",
+    "lengths",
+    "target",
+    "outlier",
+    "past",
+    "known",
+    "calendar",
+    "clock_shift",
+    "static_categories",
+    "static_numbers",
+    "horizon",
+    "calendar_start",
+)
+"""What `PanelTensors` holds of a panel, the target in float64; `horizon` and `calendar_start` are numbers."""
 _LEAST_UNIT = MAX_MAGNITUDE / torch.finfo(torch.float32).max
 
 
@@ -122,6 +138,20 @@ class PanelTensors:
         self.static_numbers = put(panel.static_numbers)
 
     @classmethod
+    def of_buffers(cls, buffers: Mapping[str, Tensor], network: Any) -> Self:
+        """Return a panel of tensors on the host, by the names of PANEL_BUFFERS, for a trace of what forecasts it."""
+        panel = cls.__new__(cls)
+        panel.unit = network.shape.unit
+        panel.levels = not network.head.positive
+        panel.device = panel._home = torch.device("cpu")
+        panel._wide = True
+        panel.weight = None
+        panel.n_calendar = network.shape.n_calendar
+        for name in PANEL_BUFFERS:
+            setattr(panel, name, buffers[name])
+        return panel
+
+    @classmethod
     def of(cls, panel: Panel, network: Any, device: torch.device | str = "cpu") -> Self:
         """Return the panel on the target scale of the network."""
         shape = network.shape
@@ -159,7 +189,7 @@ class PanelTensors:
         """Return `time` steps of each series as `gather` does, from `begin` on, counted from step `origin`."""
         series, origin, limit, begin = (values.to(self._home) for values in (series, origin, limit, begin))
         step, present = self.steps(series, origin, begin, time)
-        consecutive = self.clock_shift is None or bool((step.diff(dim=1) == 1).all())
+        consecutive = not _traces() and (self.clock_shift is None or bool((step.diff(dim=1) == 1).all()))
         valid = present & (step >= 0)
         visible = valid & (step < torch.minimum(limit, self.lengths[series])[:, None])
         offset = self.offsets[series]
@@ -172,7 +202,8 @@ class PanelTensors:
         if self.outlier is not None:
             outlier = windows(self.outlier[None], offset)[0]
             values = values.masked_fill(outlier >= NO_TARGET, torch.nan)
-            outlier = outlier == NO_INPUT if bool((visible & (outlier == NO_INPUT)).any()) else None
+            hidden = outlier == NO_INPUT
+            outlier = hidden if _traces() or bool((visible & hidden).any()) else None
         level = _levels(values) if self.levels else None
         target = to_model(values.double() if self._wide else values, self.unit)
         if level is not None:
@@ -191,7 +222,7 @@ class PanelTensors:
             covered = valid & (step < (self.lengths[series] + self.horizon)[:, None])
             columns = windows(self.known, offset + series * self.horizon).masked_fill(~covered, torch.nan)
             known = torch.cat([columns, known])
-        if self._home.type != "cpu" or not valid.all():
+        if _traces() or self._home.type != "cpu" or not valid.all():
             known = known.masked_fill(~valid, 0.0)
         batch = Batch(
             target=target.masked_fill(~observed, 0.0),
@@ -211,7 +242,7 @@ class PanelTensors:
         self, start: Int[Tensor, " batch"], step: Int[Tensor, "batch time"], *, consecutive: bool
     ) -> Float[Tensor, "row batch time"]:
         """Return the calendar at some steps; one window for all on a host, where all are of the same timestamps."""
-        if self._home.type == "cpu":
+        if self._home.type == "cpu" and not _traces():
             column = start + step[:, 0] if consecutive else start[:, None] + step
             if (column == column[:1]).all():
                 return _windows(self.calendar, start[:1], step[:1], consecutive=consecutive).expand(-1, len(step), -1)
@@ -240,7 +271,7 @@ class PanelTensors:
 
     def _shift_at(self, column: Tensor) -> Tensor:
         assert self.clock_shift is not None
-        return self.clock_shift[column.clamp(0, len(self.clock_shift) - 1)]
+        return self.clock_shift[_inside(column, self.clock_shift.shape[0])]
 
     def horizon_positions(
         self, series: Int[Tensor, " batch"], cutoff: Int[Tensor, " batch"], horizon: int
@@ -278,10 +309,20 @@ def _levels(values: Float[Tensor, "batch time"]) -> Float[Tensor, " batch"] | No
     low, high = values.masked_fill(~observed, torch.inf).amin(1), values.masked_fill(~observed, -torch.inf).amax(1)
     rounding = torch.finfo(torch.float32).eps * torch.maximum(low.abs(), high.abs())
     needed = (rounding > RESOLUTION * (high - low)) & observed.any(1)
-    if not needed.any():
+    if not _traces() and not needed.any():
         return None
     first = values.gather(1, observed.int().argmax(1, keepdim=True))[:, 0]
     return torch.where(needed, first, 0.0)
+
+
+def _traces() -> bool:
+    """Return whether an ONNX graph is being made, which must hold for all panels."""
+    return torch.onnx.is_in_onnx_export()
+
+
+def _inside(index: Int[Tensor, "*axes"], size: int) -> Int[Tensor, "*axes"]:
+    """Return the index, moved to the nearest entry of a buffer of this size; in a trace, the size is a tensor."""
+    return torch.minimum(index.clamp(min=0), torch.as_tensor(size - 1)) if _traces() else index.clamp(0, size - 1)
 
 
 def _shared(values: np.ndarray) -> Tensor:
@@ -307,9 +348,11 @@ def _windows(
     size, length = buffer.shape[1], step.shape[1]
     if buffer.numel() == 0:
         return buffer.new_zeros(len(buffer), *step.shape)
+    if _traces():
+        return buffer[:, _inside(offset[:, None] + step, size)]
     begin = offset + step[:, 0]
     if not consecutive or size < length or bool((begin < 0).any()) or bool((begin > size - length).any()):
-        return buffer[:, (offset[:, None] + step).clamp(0, size - 1)]
+        return buffer[:, _inside(offset[:, None] + step, size)]
     # One flat view of all rows (those of a shard have other series in between), so that windows are rows of it:
     # selecting along an inner axis would copy the whole view first.
     row = buffer.stride(0)

@@ -158,7 +158,8 @@ def seasonal_spread(
         first = torch.maximum(first, earliest[:, None] + season)
         last = torch.maximum(torch.minimum(last, origin_steps[:, None]), first - 1)
         sums = select_steps(by_step, last + 1) - select_steps(by_step, first)
-        total, count = sums.movedim((-2, -1), (0, 1)).unbind()
+        axes = range(sums.dim())  # Counted from the first, as ONNX needs them.
+        total, count = sums.permute(*axes[-2:], *axes[:-2]).unbind()
         # Running sums of a GPU may fall by a rounding error.
         return total.clamp(min=0), count
 

@@ -6,6 +6,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from forecast.models.tensors import untraced
+
 
 class Calibration:
     """Shifts of quantiles, in units of the width between the outermost ones: at each step of the horizon.
@@ -66,8 +68,9 @@ def _at(
     values: Float[Tensor, "*axes level"], levels: Float[Tensor, " level"], wanted: Float[Tensor, " column"]
 ) -> Float[Tensor, "*axes column"]:
     """Return values at other levels, by their normal deviates; those of the outermost level beyond it."""
-    have, want = torch.special.ndtri(levels), torch.special.ndtri(wanted)
-    after = torch.searchsorted(have, want).clamp(1, len(have) - 1)
-    share = ((want - have[after - 1]) / (have[after] - have[after - 1])).clamp(0.0, 1.0)
-    after, share = after.to(values.device), share.to(values)
+    with untraced():
+        have, want = torch.special.ndtri(levels), torch.special.ndtri(wanted)
+        after = torch.searchsorted(have, want).clamp(1, len(have) - 1)
+        share = ((want - have[after - 1]) / (have[after] - have[after - 1])).clamp(0.0, 1.0)
+        after, share = after.to(values.device), share.to(values)
     return torch.lerp(values[..., after - 1], values[..., after], share)

@@ -9,7 +9,7 @@ import logging
 import tempfile
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, Final
@@ -80,8 +80,57 @@ def is_faster(made: Forward, network: Forecaster, count: int) -> bool:
 def exported(network: Forecaster) -> bytes:
     """Return a network as an ONNX graph from a `Batch` to OUTPUTS, each without the axis of origins.
 
-    Raises ConfigError if onnx is not installed, for a decoder that samples its forecasts, or a model of classes.
+    Raises ConfigError as `check_exportable`.
     """
+    check_exportable(network)
+    example = example_windows(network)
+    inputs = {name: values for name, values in example.inputs.items() if values.numel()}
+    axes = {name: {0: _WINDOW} for name in (*inputs, *OUTPUTS)}
+    length = network.shape.context_length + network.shape.horizon
+    return graph_of(_Forward(network, example, list(inputs)), inputs, OUTPUTS, axes, length)
+
+
+def graph_of(
+    function: nn.Module,
+    inputs: Mapping[str, Tensor],
+    outputs: Sequence[str],
+    axes: Mapping[str, Mapping[int, str]],
+    length: int,
+) -> bytes:
+    """Return the trace of a function of `inputs`, in their order, as an ONNX graph; needs onnx.
+
+    `axes` names the axes of inputs and outputs that are of any length; running maxima are over `length` steps at most.
+    """
+    # What torch has and ONNX has not.
+    symbols: dict[str, Callable[..., Any]] = {
+        "cummax": partial(_running, "Max", length),
+        "cummin": partial(_running, "Min", length),
+        "hypot": _hypot,
+        "copysign": _copysign,
+        "asinh": _asinh,
+        "sinh": _sinh,
+        "searchsorted": _searchsorted,
+    }
+    for name, symbol in symbols.items():
+        torch.onnx.register_custom_op_symbolic(f"aten::{name}", symbol, OPSET)  # type: ignore[attr-defined]
+    buffer = io.BytesIO()
+    with warnings.catch_warnings(), torch.no_grad():
+        warnings.simplefilter("ignore")  # Of the tracer: shapes are fixed, and meant to be.
+        torch.onnx.export(
+            function.eval(),
+            tuple(inputs.values()),
+            buffer,  # type: ignore[arg-type]  # this exporter takes it
+            input_names=list(inputs),
+            output_names=list(outputs),
+            dynamic_axes=axes,
+            opset_version=OPSET,
+            dynamo=False,
+        )
+    return buffer.getvalue()
+
+
+def check_exportable(network: Forecaster) -> None:
+    """Raise ConfigError if onnx is missing, for a decoder that samples its forecasts, or for a model of classes."""
     if network.n_paths > 1:
         raise ConfigError(
             "model.decoder: an autoregressive model samples its forecasts step by step, which is no ONNX graph; use "
@@ -96,34 +145,6 @@ def exported(network: Forecaster) -> bytes:
         import onnx  # noqa: F401  the exporter needs it
     except ImportError:
         raise ConfigError(_MISSING) from None
-    length = network.shape.context_length + network.shape.horizon
-    # What torch has and ONNX has not.
-    symbols: dict[str, Callable[..., Any]] = {
-        "cummax": partial(_running, "Max", length),
-        "cummin": partial(_running, "Min", length),
-        "hypot": _hypot,
-        "copysign": _copysign,
-        "sinh": _sinh,
-        "searchsorted": _searchsorted,
-    }
-    for name, symbol in symbols.items():
-        torch.onnx.register_custom_op_symbolic(f"aten::{name}", symbol, OPSET)  # type: ignore[attr-defined]
-    example = example_windows(network)
-    names = [name for name, values in example.inputs.items() if values.numel()]
-    buffer = io.BytesIO()
-    with warnings.catch_warnings(), torch.no_grad():
-        warnings.simplefilter("ignore")  # Of the tracer: shapes are fixed, and meant to be.
-        torch.onnx.export(
-            _Forward(network, example, names).eval(),
-            tuple(getattr(example, name) for name in names),
-            buffer,  # type: ignore[arg-type]  # this exporter takes it
-            input_names=names,
-            output_names=list(OUTPUTS),
-            dynamic_axes={name: {0: _WINDOW} for name in (*names, *OUTPUTS)},
-            opset_version=OPSET,
-            dynamo=False,
-        )
-    return buffer.getvalue()
 
 
 def inputs_of(graph: bytes) -> frozenset[str]:
@@ -213,20 +234,20 @@ def _session(graph: bytes) -> Any:
     return onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
 
 
-def _running(extreme: str, length: int, graph: Any, values: Any, dim: Any) -> tuple[Any, None]:  # noqa: ARG001
-    """Return running maxima or minima along the second axis, of `length` at most, and no indices.
+def _running(extreme: str, length: int, graph: Any, values: Any, dim: Any) -> tuple[Any, None]:
+    """Return running maxima or minima along an axis, of `length` at most, and no indices.
 
     In log2(length) rounds (Hillis & Steele 1986).
     """
-    kind = values.type().scalarType()
+    kind, axis = values.type().scalarType(), symbolic_helper._maybe_get_const(dim, "i")
     if kind == "Bool":
         values = graph.op("Cast", values, to_i=TensorProtoDataType.INT32)
+    start, along = (graph.op("Constant", value_t=torch.tensor([k])) for k in (0, axis))
     step = 1
     while step < length:
-        first, last, axis = (graph.op("Constant", value_t=torch.tensor([k])) for k in (0, -step, 1))
-        start = graph.op("Constant", value_t=torch.tensor([0, step, 0, 0]))
-        padded = graph.op("Pad", values, start, mode_s="edge")
-        values = graph.op(extreme, values, graph.op("Slice", padded, first, last, axis))
+        ends = (graph.op("Constant", value_t=torch.tensor([k])) for k in (step, -step))
+        parts = [graph.op("Slice", values, start, end, along) for end in ends]
+        values = graph.op(extreme, values, graph.op("Concat", *parts, axis_i=axis))
         step *= 2
     return (graph.op("Cast", values, to_i=TensorProtoDataType.BOOL) if kind == "Bool" else values), None
 
@@ -235,16 +256,39 @@ def _hypot(graph: Any, one: Any, other: Any) -> Any:
     """Return the root of the sum of squares, in float64: float32 would overflow."""
     wide = [graph.op("Cast", part, to_i=TensorProtoDataType.DOUBLE) for part in (one, other)]
     squares = [graph.op("Mul", part, part) for part in wide]
-    return graph.op("Cast", graph.op("Sqrt", graph.op("Add", *squares)), to_i=TensorProtoDataType.FLOAT)
+    root = graph.op("Sqrt", graph.op("Add", *squares))
+    return root if _is_double(one) else graph.op("Cast", root, to_i=TensorProtoDataType.FLOAT)
 
 
 def _copysign(graph: Any, size: Any, sign: Any) -> Any:
-    zero = graph.op("Constant", value_t=torch.tensor(0.0))
+    zero = _number(graph, 0.0, like=sign)
     return graph.op("Where", graph.op("Less", sign, zero), graph.op("Neg", size), size)
 
 
 def _sinh(graph: Any, values: Any) -> Any:
-    return graph.op("Sinh", values)
+    """Return sinh; in float64, which ONNX Runtime lacks, from exponentials: its error near 0 is that of 1."""
+    if not _is_double(values):
+        return graph.op("Sinh", values)
+    up, down = graph.op("Exp", values), graph.op("Exp", graph.op("Neg", values))
+    return graph.op("Mul", graph.op("Sub", up, down), _number(graph, 0.5, like=values))
+
+
+def _asinh(graph: Any, values: Any) -> Any:
+    """Return asinh; in float64, which ONNX Runtime lacks, by its definition: its error near 0 is that of 1."""
+    if not _is_double(values):
+        return graph.op("Asinh", values)
+    size, one = graph.op("Abs", values), _number(graph, 1.0, like=values)
+    root = graph.op("Sqrt", graph.op("Add", graph.op("Mul", size, size), one))
+    return graph.op("Mul", graph.op("Sign", values), graph.op("Log", graph.op("Add", size, root)))
+
+
+def _is_double(values: Any) -> bool:
+    return bool(values.type().scalarType() == "Double")
+
+
+def _number(graph: Any, value: float, like: Any) -> Any:
+    dtype = torch.float64 if _is_double(like) else torch.float32
+    return graph.op("Constant", value_t=torch.tensor(value, dtype=dtype))
 
 
 def _searchsorted(graph: Any, ordered: Any, values: Any, out_int32: Any, right: Any, side: Any, sorter: Any) -> Any:  # noqa: ARG001

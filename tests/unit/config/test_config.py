@@ -12,6 +12,7 @@ from forecast.config import (
     SourceConfig,
     TrainConfig,
     UiConfig,
+    descriptions,
     fields,
     load,
     paths,
@@ -125,7 +126,8 @@ def test_paths_name_groups_and_their_keys() -> None:
 
 def test_settings_describe_themselves() -> None:
     """The text of `forecast VERB --help`."""
-    described = {path: field.description for path, field in fields(TrainConfig)}
+    described = descriptions(TrainConfig)
+    assert described.keys() == {path for path, _ in fields(TrainConfig)}
     assert described["window.horizon"] == "Steps it forecasts."
     assert described["data.path"]
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from forecast import errors
-from forecast.config import RunsConfig
+from forecast.config import BundleScoreConfig, RunsConfig
 from forecast.tracking.store import connect
 from pipelines import cli
 from pipelines.jobs import command_line
@@ -220,3 +220,27 @@ def test_simple_settings_are_composed_as_by_hydra(overrides: list[str], monkeypa
     composed = command_line.compose("runs list", overrides, kind=RunsConfig)
     monkeypatch.setattr(command_line, "_plain", lambda *_: None)
     assert composed == command_line.compose("runs list", overrides, kind=RunsConfig)
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        *("output.min=-0.5", "output.max=0", "output.min=12.25", "output.min=null", "score.max_age=90d"),
+        *("score.max_age=none", "score.cutoffs=2024-01-01..2024-01-05/1d", "score.cutoff=2024-01-01T05:00:00"),
+        *("output.sink=delta", "score.missing_known=carry_forward", "output.latest=false", "score.horizon=3"),
+    ],
+)
+def test_settings_of_bundles_need_no_hydra(override: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    overrides = ["bundle=b", "data.path=x", "output.path=y", override]
+    plain = command_line._plain("score bundle", overrides, BundleScoreConfig)
+    assert plain is not None
+    monkeypatch.setattr(command_line, "_plain", lambda *_: None)
+    assert plain == command_line.compose("score bundle", overrides, kind=BundleScoreConfig)
+
+
+def test_without_hydra_other_values_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(command_line, "is_score_only", lambda: True)
+    with pytest.raises(errors.ConfigError, match=r"^score\.cutoffs=\[a,b\]: gatecast-score takes KEY=VALUE"):
+        command_line.compose("score bundle", ["bundle=b", "score.cutoffs=[a,b]"], kind=BundleScoreConfig)
+    with pytest.raises(errors.ConfigError, match=r"data\.paht: unknown key; did you mean data\.path\?"):
+        command_line.verb_config(BundleScoreConfig, "score bundle", ["bundle=b", "data.paht=x", "output.path=y"])

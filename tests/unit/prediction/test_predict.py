@@ -14,14 +14,13 @@ from forecast.artifact import Artifact
 from forecast.config import ModelConfig, WindowConfig
 from forecast.data.ingest.loaded import Loaded
 from forecast.data.panel import Panel
-from forecast.data.windows import WindowIndex
+from forecast.data.windows import BATCH_SIZE, WindowIndex
 from forecast.errors import DataError
 from forecast.models.adapters.bank import AdapterBank
 from forecast.models.inputs.shape import NetworkShape
 from forecast.models.linear.ridge import seasonal_solution
 from forecast.models.network.forecaster import RecurrentForecaster
 from forecast.prediction.from_table import example, forecast, forecast_frame
-from forecast.prediction.one_pass import BATCH_SIZE
 from forecast.prediction.predict import predict
 from forecast.training.result import FitResult
 

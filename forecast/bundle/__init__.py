@@ -1,0 +1,1 @@
+"""Bundles: a version of a model that scores without torch."""
