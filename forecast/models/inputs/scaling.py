@@ -40,8 +40,10 @@ class RunningSums(NamedTuple):
     first: Float[Tensor, " batch"]
     last: Float[Tensor, " batch"]
     """First and latest observed value, float64, 0 where there is none."""
-    varied: Bool[Tensor, " batch"]
-    """Whether any two observed values differ."""
+    latest: Float[Tensor, " batch"]
+    """Steps since the latest observation, 0 for the last step itself, float64; inf where there is none."""
+    changed: Float[Tensor, " batch"]
+    """Steps since the latest observation that the next one differs from, float64; inf where all are equal."""
 
     def relative_to(self, level: Float[Tensor, " batch"] | None) -> "RunningSums":
         """Return the sums of values minus `level`."""
@@ -66,15 +68,19 @@ def running_statistics(
     Sums are in float64 around the first observed value, so that a level much larger than the scale loses no digits.
     """
     steps = torch.arange(target.shape[1], device=target.device)
-    nothing = torch.zeros_like(target[:, :1])
+    latest = torch.where(observed, steps, -1).cummax(dim=1).values
+    any_observed = latest >= 0
+    last = target.gather(1, latest.clamp(min=0)).masked_fill(~any_observed, 0.0)
     reference = target.gather(1, observed.int().argmax(dim=1, keepdim=True))
-    latest = _Latest.of(target, observed, nothing, nothing.bool())
-    sums = _sums(target, observed, reference).cumsum(dim=-1)
+    sums = torch.stack(_terms(target, observed, reference)).cumsum(dim=-1)
     gone = sums[..., : max(len(steps) - length, 0)]
     recent = torch.cat([sums[..., :length], sums[..., length:] - gone], dim=-1)
-    within = latest.before_change() >= (steps - length + 1).clamp(min=0)
-    varied = latest.changed.int().cumsum(dim=1) > 0
-    return _statistics(recent, sums, reference, latest, within, varied)
+    # The observation before the latest change: if it is not among the last steps, these do not change.
+    earlier = functional.pad(latest, (1, 0), value=-1)[:, :-1]
+    changed = observed & (target != functional.pad(last, (1, 0))[:, :-1]) & (earlier >= 0)
+    changed_from = torch.where(changed, earlier, -1).cummax(dim=1).values
+    within, varied = changed_from >= (steps - length + 1).clamp(min=0), changed_from >= 0
+    return _statistics(recent, sums, reference, last, any_observed, torch.where(recent[0] > 0, within, varied))
 
 
 def continued_statistics(
@@ -89,102 +95,85 @@ def continued_statistics(
     `previous_sums` are those up to and including the `lead` steps. The statistics equal those of the whole history if
     `lead` is at least `length` - 1.
     """
-    # The statistics need no step before the last `length` of the lead.
-    target, observed = (values[:, max(lead - length, 0) :] for values in (target, observed))
-    lead = min(lead, length)
-    time = target.shape[1]
-    steps = torch.arange(lead, time, device=target.device)
-    first_before, last_before = (
-        values.to(target.dtype)[:, None] for values in (previous_sums.first, previous_sums.last)
-    )
-    started = previous_sums.sums[:, :1] > 0
+    begin = max(lead - length, 0)
+    target_before, observed_before = target[:, begin:lead], observed[:, begin:lead]
+    last_before = _last_before(target, observed, previous_sums, lead)
+    first_before = previous_sums.first.to(target.dtype)[:, None]
+    target, observed = target[:, lead:], observed[:, lead:]
     reference = target.gather(1, observed.int().argmax(dim=1, keepdim=True))
-    reference = torch.where(started, first_before, reference)
-    latest = _Latest.of(target, observed, last_before, started)
-    terms = _sums(target, observed, reference)
-    new = terms[..., lead:]
-    gone = functional.pad(terms[..., : max(time - length, 0)], (min(length, time) - lead, 0))
-    recent = terms[..., :lead].sum(-1, keepdim=True) + (new - gone).cumsum(dim=-1)
-    sums = previous_sums.sums.T[..., None] + new.cumsum(dim=-1)
-    within = latest.before_change()[:, lead:] >= (steps - length + 1).clamp(min=0)
-    latest = latest.since(lead)
-    varied = previous_sums.varied[:, None] | (latest.changed.int().cumsum(dim=1) > 0)
-    first = reference[:, 0].masked_fill(~latest.exists[:, -1], 0.0)
-    totals = RunningSums(sums[..., -1].T, first.double(), latest.value[:, -1].double(), varied[:, -1])
-    return _statistics(recent, sums, reference, latest, within, varied), totals
+    reference = torch.where(previous_sums.sums[:, :1] > 0, first_before, reference)
+
+    # Steps are counted from the first one after the lead; -inf where there is none.
+    steps = torch.arange(target.shape[1], device=target.device)
+    latest_before, changed_before = (-1 - values[:, None] for values in (previous_sums.latest, previous_sums.changed))
+    latest = torch.where(observed, steps, -1).cummax(dim=1).values
+    last = torch.where(latest >= 0, target.gather(1, latest.clamp(min=0)), last_before)
+    latest = torch.where(latest >= 0, latest, latest_before)
+    earlier = torch.cat([latest_before, latest[:, :-1]], dim=1)
+    changed = observed & (target != torch.cat([last_before, last[:, :-1]], dim=1)) & (earlier > -torch.inf)
+    changed_from = torch.where(changed, earlier, changed_before).cummax(dim=1).values
+
+    parts, parts_before = _terms(target, observed, reference), _terms(target_before, observed_before, reference)
+    n_before = target_before.shape[1]
+    n_leaving = max(n_before + len(steps) - length, 0)
+    leaving = torch.stack(
+        [
+            torch.cat([before[:, :n_leaving], part[:, : max(n_leaving - n_before, 0)]], dim=1)
+            for before, part in zip(parts_before, parts, strict=True)
+        ]
+    )
+    recent = torch.stack([part.sum(-1, keepdim=True) for part in parts_before])
+    terms = torch.stack(parts)
+    recent = recent + (terms - functional.pad(leaving, (len(steps) - n_leaving, 0))).cumsum(dim=-1)
+    sums = previous_sums.sums.T[..., None] + terms.cumsum(dim=-1)
+    varies = torch.where(recent[0] > 0, changed_from > steps - length, changed_from > -torch.inf)
+    any_observed = latest > -torch.inf
+    totals = RunningSums(
+        sums[..., -1].T,
+        reference[:, 0].double().masked_fill(~any_observed[:, -1], 0.0),
+        last[:, -1].double(),
+        len(steps) - 1 - latest[:, -1],
+        len(steps) - 1 - changed_from[:, -1],
+    )
+    return _statistics(recent, sums, reference, last, any_observed, varies), totals
 
 
-class _Latest(NamedTuple):
-    """The latest observation up to each step."""
-
-    step: Int[Tensor, "batch time"]
-    """-1 where there is none in the window."""
-    value: Float[Tensor, "batch time"]
-    exists: Bool[Tensor, "batch time"]
-    changed: Bool[Tensor, "batch time"]
-    """Whether the step itself is observed, and differs from the observation before it."""
-
-    @classmethod
-    def of(
-        cls,
-        target: Float[Tensor, "batch time"],
-        observed: Bool[Tensor, "batch time"],
-        before: Float[Tensor, "batch 1"],
-        started: Bool[Tensor, "batch 1"],
-    ) -> "_Latest":
-        """Return the latest observations in a window, after `before` where the series has `started`."""
-        steps = torch.arange(target.shape[1], device=target.device)
-        latest = torch.where(observed, steps, -1).cummax(dim=1).values
-        value = torch.where(latest >= 0, target.gather(1, latest.clamp(min=0)), before)
-        exists = (latest >= 0) | started
-        previous = torch.cat([before, value[:, :-1]], dim=1)
-        any_before = torch.cat([started, exists[:, :-1]], dim=1)
-        return cls(latest, value, exists, observed & (target != previous) & any_before)
-
-    def before_change(self) -> Int[Tensor, "batch time"]:
-        """Return the step of the observation before the latest change.
-
-        If it is not among the last steps, the values do not change among these.
-        """
-        earlier = functional.pad(self.step, (1, 0), value=-1)[:, :-1]
-        return torch.where(self.changed, earlier, -1).cummax(dim=1).values
-
-    def since(self, step: int) -> "_Latest":
-        """Return the latest observations at `step` and later."""
-        return _Latest(*(values[:, step:] for values in self))
+def _last_before(
+    target: Float[Tensor, "batch time"], observed: Bool[Tensor, "batch time"], sums: RunningSums, lead: int
+) -> Float[Tensor, "batch 1"]:
+    """Return the latest observed value of the lead, from the window if it is there: sums round it."""
+    step = lead - 1 - sums.latest[:, None]
+    index = step.clamp(min=0).long()
+    in_window = (step >= 0) & observed.gather(1, index)
+    return torch.where(in_window, target.gather(1, index), sums.last.to(target.dtype)[:, None])
 
 
-def _sums(
+def _terms(
     target: Float[Tensor, "batch time"], observed: Bool[Tensor, "batch time"], reference: Float[Tensor, "batch 1"]
-) -> Float[Tensor, "sum batch time"]:
+) -> list[Float[Tensor, "batch time"]]:
     """Return what each step adds to the sums of `RunningSums`."""
     centred = (target.double() - reference).masked_fill(~observed, 0.0)
-    return torch.stack([observed.double(), centred, centred.square()])
+    return [observed.double(), centred, centred.square()]
 
 
 def _statistics(
     recent: Float[Tensor, "sum batch time"],
     sums: Float[Tensor, "sum batch time"],
     reference: Float[Tensor, "batch 1"],
-    latest: _Latest,
-    within: Bool[Tensor, "batch time"],
-    varied: Bool[Tensor, "batch time"],
+    last: Float[Tensor, "batch time"],
+    any_observed: Bool[Tensor, "batch time"],
+    varies: Bool[Tensor, "batch time"],
 ) -> Statistics:
-    """Return the statistics of sums over the last steps, among which values change (`within`) or not.
-
-    Where the last steps have no observation, those of `sums` over all steps, among which values have `varied` or not.
-    """
-    has_recent = recent[0] > 0
-    count, total, squares = torch.where(has_recent, recent, sums)
-    constant = ~((has_recent & within) | (~has_recent & varied)) | ~latest.exists
+    """Return the statistics of sums over the last steps or, where these have no observation, over all steps."""
+    count, total, squares = torch.where(recent[0] > 0, recent, sums)
+    constant = ~varies | ~any_observed
     count = count.clamp(min=1)
     mean = total / count
     variance = (squares / count - mean.square()).clamp(min=0)
-    last, dtype = latest.value, latest.value.dtype
     level = torch.where(constant, last, reference + mean)
     scale = torch.maximum(variance.sqrt(), _RESOLUTION * level.abs()).masked_fill(constant, 0.0)
-    n_observed = (count * latest.exists).to(dtype)
-    return Statistics(level.to(dtype), last, scale.to(dtype), latest.exists, n_observed)
+    n_observed = (count * any_observed).to(last.dtype)
+    return Statistics(level.to(last.dtype), last, scale.to(last.dtype), any_observed, n_observed)
 
 
 def cold_start_scale(

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from forecast.data.panel import IntArray, Panel
@@ -35,7 +35,8 @@ class StateStore(NamedTuple):
     sums: Float[Tensor, "series sum"]
     first: Float[Tensor, " series"]
     last: Float[Tensor, " series"]
-    varied: Bool[Tensor, " series"]
+    latest: Float[Tensor, " series"]
+    changed: Float[Tensor, " series"]
 
     @classmethod
     def blank(cls, network: Forecaster, n_series: int) -> "StateStore":
@@ -47,7 +48,7 @@ class StateStore(NamedTuple):
             shape = (len(members), 1 + (encoder.mode == "LSTM"), sum(encoder.dilations), encoder.hidden_size)
         none = torch.zeros(n_series, dtype=torch.float64)
         sums = torch.zeros(n_series, 3, dtype=torch.float64)
-        return cls(torch.zeros(n_series, *shape), sums, none, none.clone(), none.bool())
+        return cls(torch.zeros(n_series, *shape), sums, none, none.clone(), none + torch.inf, none + torch.inf)
 
     def rows(self, series: IntArray) -> "StateStore":
         """Return the states of some series in ascending order; the store itself if these are all."""

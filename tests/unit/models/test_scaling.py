@@ -138,7 +138,9 @@ def test_totals_go_on_as_if_the_window_were_the_whole_past(
     series = torch.tensor([values])
     target, observed = series.nan_to_num(0.0), series.isfinite()
     nothing = torch.zeros(1, dtype=torch.float64)
-    blank = RunningSums(torch.zeros(1, 3, dtype=torch.float64), nothing, nothing, nothing.bool())
+    blank = RunningSums(
+        torch.zeros(1, 3, dtype=torch.float64), nothing, nothing, nothing + torch.inf, nothing + torch.inf
+    )
 
     def from_start(end: int) -> RunningSums:
         return continued_statistics(target[:, :end], observed[:, :end], length, blank, 0)[1]
