@@ -126,7 +126,7 @@ class ExplainedWindow:
     def timestamps(self) -> list[datetime]:
         """The timestamp of each step of the window."""
         begin = torch.full_like(self._window_index[1], 1 - self.shape.context_length)
-        steps, _ = self._data.steps(*self._window_index, begin, self.batch.target.shape[1])
+        steps = self._data.steps(*self._window_index, begin, self.batch.target.shape[1])
         index = steps[0].numpy() + self._panel.start[self._origin.row]
         timestamps: list[datetime] = self._panel.grid.timestamps(index).to_list()
         return timestamps

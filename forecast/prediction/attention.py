@@ -38,7 +38,7 @@ def attention(artifact: Artifact, panel: Panel, *, cutoff: int | None = None) ->
         output = network(data.gather(series, ends, ends + 1, **window_sizes(network, 1)), origins)
         assert output.attention is not None
         weights.append(output.attention[:, 0].numpy())
-        steps, _ = data.steps(series, ends, torch.full_like(ends, 1 - context), context)
+        steps = data.steps(series, ends, torch.full_like(ends, 1 - context), context)
         indices.append((data.start[series, None] + steps[:, length - 1 :: length]).numpy())
     weight, index = np.concatenate(weights), np.concatenate(indices)
     n_windows, n_steps = weight.shape

@@ -27,7 +27,7 @@ from forecast.models.linear.ridge import (
 )
 from forecast.models.network.forecaster import RecurrentForecaster
 from forecast.models.network.losses import validation_batches, window_sizes
-from forecast.models.network.normalisation import seasonal_spread
+from forecast.models.network.normalisation import SeasonWindow, seasonal_spread
 from forecast.models.network.panel_statistics import cold_scale_of, standardise_scales
 from forecast.models.runtime.shares import all_rows, share_of
 from forecast.training.skip_samples import skip_samples
@@ -177,10 +177,8 @@ def weigh_filters(network: RecurrentForecaster, data: PanelTensors, windows: Win
         smoothed = smoothing.smooth(frame.window[:, 0], observed, shape.season_length)
         distance = (smoothing.paths(smoothed, shape.horizon) - target[:, :1]).abs() * weight[:, None]
         own_mean = smoothed.error.mean(1) * weight.sum(1)
-        origin_steps = origins + shape.context_length - 1
-        spread = seasonal_spread(
-            batch, origin_steps, frame.divisor, shape, network.season_offset, torch.zeros_like(origins)
-        )
+        seasons = SeasonWindow.of(batch, origins, shape)
+        spread = seasonal_spread(seasons, frame.divisor, shape, network.season_offset)
         varied = own_mean > 0
         columns = (
             distance.sum(2) / own_mean.clamp(min=1e-12)[:, None],

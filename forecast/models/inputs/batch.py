@@ -188,14 +188,14 @@ class PanelTensors:
     ) -> Batch:
         """Return `time` steps of each series as `gather` does, from `begin` on, counted from step `origin`."""
         series, origin, limit, begin = (values.to(self._home) for values in (series, origin, limit, begin))
-        step, present = self.steps(series, origin, begin, time)
-        consecutive = not _traces() and (self.clock_shift is None or bool((step.diff(dim=1) == 1).all()))
-        valid = present & (step >= 0)
-        visible = valid & (step < torch.minimum(limit, self.lengths[series])[:, None])
-        offset = self.offsets[series]
+        first, ahead, present = self._steps(series, origin, begin, time)
+        consecutive = not _traces() and (self.clock_shift is None or bool((ahead.diff(dim=1) == 1).all()))
+        valid = present & (ahead >= -first[:, None])
+        visible = valid & (ahead < (torch.minimum(limit, self.lengths[series]) - first)[:, None])
+        offset = self.offsets[series] + first
 
-        def windows(buffer: Tensor, offset: Tensor) -> Tensor:
-            return _windows(buffer, offset, step, consecutive=consecutive)
+        def windows(buffer: Tensor, begin: Tensor) -> Tensor:
+            return _windows(buffer, begin, ahead, consecutive=consecutive)
 
         values = windows(self.target[None], offset)[0].masked_fill(~visible, torch.nan)
         outlier = None
@@ -216,10 +216,10 @@ class PanelTensors:
             outcome, observed = target, observed & ~outlier
 
         past = windows(self.past, offset).masked_fill(~visible, torch.nan)
-        known = self._calendar(self.start[series] - self.calendar_start, step, consecutive=consecutive)
+        known = self._calendar(self.start[series] - self.calendar_start + first, ahead, consecutive=consecutive)
         if len(self.known):
             # Each series has `self.horizon` more steps of known covariates than of the target.
-            covered = valid & (step < (self.lengths[series] + self.horizon)[:, None])
+            covered = valid & (ahead < (self.lengths[series] + self.horizon - first)[:, None])
             columns = windows(self.known, offset + series * self.horizon).masked_fill(~covered, torch.nan)
             known = torch.cat([columns, known])
         if _traces() or self._home.type != "cpu" or not valid.all():
@@ -239,14 +239,13 @@ class PanelTensors:
         return batch.map(lambda values: values.to(self.device))
 
     def _calendar(
-        self, start: Int[Tensor, " batch"], step: Int[Tensor, "batch time"], *, consecutive: bool
+        self, begin: Int[Tensor, " batch"], ahead: Int[Tensor, "row time"], *, consecutive: bool
     ) -> Float[Tensor, "row batch time"]:
-        """Return the calendar at some steps; one window for all on a host, where all are of the same timestamps."""
-        if self._home.type == "cpu" and not _traces():
-            column = start + step[:, 0] if consecutive else start[:, None] + step
-            if (column == column[:1]).all():
-                return _windows(self.calendar, start[:1], step[:1], consecutive=consecutive).expand(-1, len(step), -1)
-        return _windows(self.calendar, start, step, consecutive=consecutive)
+        """Return the calendar at some columns; one window for all on a host, where all are of the same timestamps."""
+        one_window = self._home.type == "cpu" and not _traces()
+        if one_window and (begin == begin[:1]).all() and (ahead == ahead[:1]).all():
+            return _windows(self.calendar, begin[:1], ahead[:1], consecutive=consecutive).expand(-1, len(begin), -1)
+        return _windows(self.calendar, begin, ahead, consecutive=consecutive)
 
     def steps(
         self,
@@ -254,20 +253,33 @@ class PanelTensors:
         first_origin: Int[Tensor, " batch"],
         first_position: Int[Tensor, " batch"],
         time: int,
-    ) -> tuple[Int[Tensor, "batch time"], Bool[Tensor, "batch time"]]:
-        """Return the step of the series at each of `time` positions (0 is the first origin), and whether it exists.
+    ) -> Int[Tensor, "batch time"]:
+        """Return the step of the series at each of `time` positions (0 is the first origin)."""
+        first, ahead, _ = self._steps(series, first_origin, first_position, time)
+        return first[:, None] + ahead
 
-        Positions are hours (or minutes) of the local clock, so that one season back is the same time of day across
-        clock changes: a skipped hour has no step, and a repeated hour counts once.
+    def _steps(
+        self,
+        series: Int[Tensor, " batch"],
+        first_origin: Int[Tensor, " batch"],
+        first_position: Int[Tensor, " batch"],
+        time: int,
+    ) -> tuple[Int[Tensor, " batch"], Int[Tensor, "row time"], Bool[Tensor, "row time"]]:
+        """Return the first of `time` steps of each series, how far each is ahead of it, and whether it exists.
+
+        The last two have one row if it is the same for all series. Positions (0 is the first origin) are hours (or
+        minutes) of the local clock, so that one season back is the same time of day across clock changes: a skipped
+        hour has no step, and a repeated hour counts once.
         """
-        position = first_position[:, None] + torch.arange(time, device=self._home)
-        step = first_origin[:, None] + position
+        positions = torch.arange(time, device=self._home)[None]
         if self.clock_shift is None:
-            return step, torch.ones_like(step, dtype=torch.bool)
+            return first_origin + first_position, positions, torch.ones_like(positions, dtype=torch.bool)
+        step = first_origin[:, None] + first_position[:, None] + positions
         start = self.start[series, None] - self.calendar_start
         reference = self._shift_at(start + first_origin[:, None])
         local_step = step + reference - self._shift_at(start + step)
-        return local_step, local_step + self._shift_at(start + local_step) == step + reference
+        present = local_step + self._shift_at(start + local_step) == step + reference
+        return local_step[:, 0], local_step - local_step[:, :1], present
 
     def _shift_at(self, column: Tensor) -> Tensor:
         assert self.clock_shift is not None
@@ -336,23 +348,22 @@ def _shared(values: np.ndarray) -> Tensor:
 
 def _windows(
     buffer: Float[Tensor, "row entry"],
-    offset: Int[Tensor, " batch"],
-    step: Int[Tensor, "batch time"],
+    begin: Int[Tensor, " batch"],
+    ahead: Int[Tensor, "line time"],
     *,
     consecutive: bool,
 ) -> Float[Tensor, "row batch time"]:
-    """Return the entries of each row `step` after `offset`; outside the buffer an arbitrary one, which is to be masked.
+    """Return the entries of each row `ahead` of `begin`; outside the buffer an arbitrary one, which is to be masked.
 
-    `consecutive` says whether each step follows the one before.
+    `consecutive` says whether each is one step after the one before.
     """
-    size, length = buffer.shape[1], step.shape[1]
+    size, length = buffer.shape[1], ahead.shape[1]
     if buffer.numel() == 0:
-        return buffer.new_zeros(len(buffer), *step.shape)
+        return buffer.new_zeros(len(buffer), begin.shape[0], length)
     if _traces():
-        return buffer[:, _inside(offset[:, None] + step, size)]
-    begin = offset + step[:, 0]
+        return buffer[:, _inside(begin[:, None] + ahead, size)]
     if not consecutive or size < length or bool((begin < 0).any()) or bool((begin > size - length).any()):
-        return buffer[:, _inside(offset[:, None] + step, size)]
+        return buffer[:, _inside(begin[:, None] + ahead, size)]
     # One flat view of all rows (those of a shard have other series in between), so that windows are rows of it:
     # selecting along an inner axis would copy the whole view first.
     row = buffer.stride(0)

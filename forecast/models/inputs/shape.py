@@ -65,6 +65,12 @@ class NetworkShape:
         return tuple(lag for lag in self.season_lags if lag > self.segment_length)
 
     @property
+    def season_reach(self) -> int:
+        """Steps up to an origin, in the context, that the spread and the features of past seasons depend on."""
+        reach = max((self.spread_seasons + 1) * self.season_length, *self.season_lags, 0) + self.season_length // 14
+        return min(reach, self.context_length)
+
+    @property
     def lead(self) -> int:
         """Steps before a segment that its inputs depend on, in whole segments."""
         reach = max([self.scale_length, *(lag - self.segment_length for lag in self.input_lags)])

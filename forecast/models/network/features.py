@@ -17,7 +17,7 @@ from forecast.models.inputs.frame import Frame, gather_windows
 from forecast.models.inputs.scaling import Statistics
 from forecast.models.inputs.shape import NetworkShape
 from forecast.models.inputs.transform import asinh
-from forecast.models.network.normalisation import CLIP, repeat_season, select_steps
+from forecast.models.network.normalisation import CLIP, SeasonWindow, repeat_season, select_steps
 
 # The share of category values hidden in training, so that the row of the unseen value is trained too.
 _HIDDEN_SHARE = 0.05
@@ -235,23 +235,19 @@ def class_seasons(
 
 
 def numeric_seasons(
-    batch: Batch,
-    steps: Int[Tensor, "origin horizon lag"],
-    frame: Frame,
-    shape: NetworkShape,
-    origin_steps: Int[Tensor, " origin"],
-    earliest: Int[Tensor, " origin"],
+    seasons: SeasonWindow, frame: Frame, shape: NetworkShape, season_offset: Int[Tensor, " horizon"]
 ) -> Float[Tensor, "batch origin horizon feature"]:
-    """Return the normalised values at some steps, whether they were observed, and the mean around them.
+    """Return the normalised values at `season_steps`, whether they were observed, and the mean around them.
 
-    The mean is over a seventh of a season (a day of a week), from step `earliest` up to the origin.
+    The mean is over a seventh of a season (a day of a week), within the steps that an origin may read.
     """
-    steps = steps[:, : shape.season_length]  # Those of the next seasons are the same.
+    target, seen, origin_steps, earliest = seasons
+    steps = season_steps(origin_steps, shape, season_offset[: shape.season_length])  # They repeat with the season.
     inside = steps.clamp(min=0)
-    observed, value = batch.observed[:, inside] & (steps >= 0), batch.target[:, inside]
+    observed, value = seen[:, inside] & (steps >= 0), target[:, inside]
     features = [_relative(value, frame) * observed, observed.to(value.dtype)]
     if reach := shape.season_length // 14:
-        sums = functional.pad(torch.stack([batch.target.double(), batch.observed.double()]).cumsum(-1), (1, 0))
+        sums = functional.pad(torch.stack([target.double(), seen.double()]).cumsum(-1), (1, 0))
         by_step = sums.permute(2, 0, 1).contiguous()  # Whole rows are gathered by step.
         first = torch.maximum(steps - reach, earliest[:, None, None])
         end = torch.minimum(steps + reach, origin_steps[:, None, None]).clamp(min=-1) + 1

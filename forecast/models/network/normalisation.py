@@ -3,6 +3,8 @@
 Nothing here has weights, and nothing at an origin depends on later steps.
 """
 
+from typing import NamedTuple
+
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
@@ -27,6 +29,31 @@ _ENOUGH_PAIRS = 8
 _INDEPENDENT = 2.0
 # With this many errors in a window, smoothing's own errors make up half of its spread.
 _FEW_ERRORS = 12
+
+
+class SeasonWindow(NamedTuple):
+    """The steps of windows that past seasons are read from."""
+
+    target: Float[Tensor, "batch time"]
+    observed: Bool[Tensor, "batch time"]
+    origin_steps: Int[Tensor, " origin"]
+    """Counted from the first of these steps."""
+    earliest: Int[Tensor, " origin"]
+    """The first step that an origin may look back to."""
+
+    @classmethod
+    def of(cls, batch: Batch, origins: Int[Tensor, " origin"], shape: NetworkShape) -> "SeasonWindow":
+        """Return the steps of whole windows; an origin may look back beyond its own context."""
+        origin_steps = origins + shape.context_length - 1
+        end = batch.target.shape[1] - shape.horizon
+        return cls(batch.target[:, :end], batch.observed[:, :end], origin_steps, torch.zeros_like(origin_steps))
+
+    @classmethod
+    def within_contexts(cls, batch: Batch, origins: Int[Tensor, " origin"], shape: NetworkShape) -> "SeasonWindow":
+        """Return only the steps that origins depend on, each within its own context."""
+        first = shape.context_length - shape.season_reach
+        target, observed, origin_steps, _ = cls.of(batch, origins, shape)
+        return cls(target[:, first:], observed[:, first:], origin_steps - first, (origins - first).clamp(min=0))
 
 
 def scale_around_anchor(statistics: Statistics, cold_scale: Float[Tensor, " 2"], shape: NetworkShape) -> Statistics:
@@ -57,13 +84,12 @@ def numeric_frame(
     statistics: Statistics,
     shape: NetworkShape,
     offset: Int[Tensor, " horizon"],
-    earliest: Int[Tensor, " origin"],
+    seasons: SeasonWindow,
 ) -> Frame:
-    """Return the frame of a window of numbers, without smoothing; arguments as those of `seasonal_spread`.
+    """Return the frame of a window of numbers, without smoothing; `offset` is that of `season_offset`.
 
     `statistics` are those of the origins. Before its start, a series is taken to have its first value.
     """
-    origin_steps = origins + shape.context_length - 1
     location = statistics.last if shape.anchor == "last" else statistics.level
     scale = statistics.scale
     divisor = torch.where(scale > 0, scale, 1.0)
@@ -75,7 +101,7 @@ def numeric_frame(
     # Within the steps of the scale no value is further out than their root.
     limit = max(CLIP, shape.scale_length**0.5)
     window = window.clamp(-limit, limit)
-    spread = seasonal_spread(batch, origin_steps, divisor, shape, offset, earliest)
+    spread = seasonal_spread(seasons, divisor, shape, offset)
     return Frame(location, divisor, scale, statistics.any_observed, window, spread, torch.zeros_like(spread))
 
 
@@ -124,12 +150,10 @@ def select_steps(by_step: Float[Tensor, "step sum batch"], steps: Int[Tensor, "*
 
 
 def seasonal_spread(
-    batch: Batch,
-    origin_steps: Int[Tensor, " origin"],
+    seasons: SeasonWindow,
     divisor: Float[Tensor, "batch origin"],
     shape: NetworkShape,
     offset: Int[Tensor, " horizon"],
-    earliest: Int[Tensor, " origin"],
 ) -> Float[Tensor, "batch origin horizon"]:
     """Return the root mean square of the latest seasonal differences, mostly around the same phase.
 
@@ -142,14 +166,14 @@ def seasonal_spread(
     season apart (or a season of them), the spread moves towards that of independent values, and phases without a
     pair take that of all phases.
 
-    `origin_steps` are counted from the start of the window; none looks back beyond its step `earliest`.
     The offset is that of `season_offset`.
     """
     season = shape.season_length
     if season == 1 or 2 * season > shape.context_length:
         return torch.ones_like(divisor)[..., None].expand(-1, -1, shape.horizon)
-    paired = batch.observed[:, season:] & batch.observed[:, :-season]
-    square = ((batch.target[:, season:] - batch.target[:, :-season]).double().square() * paired).cumsum(1)
+    target, observed, origin_steps, earliest = seasons
+    paired = observed[:, season:] & observed[:, :-season]
+    square = ((target[:, season:] - target[:, :-season]).double().square() * paired).cumsum(1)
     sums = functional.pad(torch.stack([square, paired.double().cumsum(1)]), (season + 1, 0))
     by_step = sums.permute(2, 0, 1).contiguous()  # Whole rows are gathered by step.
 

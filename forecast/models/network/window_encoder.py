@@ -34,6 +34,7 @@ from forecast.models.network.features import (
     static_features,
 )
 from forecast.models.network.normalisation import (
+    SeasonWindow,
     class_frame,
     numeric_frame,
     scale_around_anchor,
@@ -119,15 +120,14 @@ class WindowEncoder(nn.Module):
 
         `statistics` is the result of the method of that name, up to the last origin at least; None computes it.
         """
-        earliest = torch.zeros_like(origins)
         statistics = self._anchor(statistics or self.statistics(batch)).at(origins + self.shape.context_length - 1)
-        return self._frame(batch, origins, statistics, earliest)
+        return self._frame(batch, origins, statistics, SeasonWindow.of(batch, origins, self.shape))
 
-    def _frame(self, batch: Batch, origins: Tensor, statistics: Statistics, earliest: Int[Tensor, " origin"]) -> Frame:
-        """Return the frame of `origins` from their statistics; they look back no further than step `earliest`."""
+    def _frame(self, batch: Batch, origins: Tensor, statistics: Statistics, seasons: SeasonWindow) -> Frame:
+        """Return the frame of `origins` from their statistics."""
         if self.shape.n_classes:
             return class_frame(batch, origins, statistics, self.shape)
-        frame = numeric_frame(batch, origins, statistics, self.shape, self.season_offset, earliest)
+        frame = numeric_frame(batch, origins, statistics, self.shape, self.season_offset, seasons)
         if self.shape.smoothing:
             observed = gather_windows(batch.observed, origins, self.shape.context_length)
             frame = smooth_frame(frame, observed, self.shape, self.smoothing_cost, self.smoothing_ratio)
@@ -186,8 +186,9 @@ class WindowEncoder(nn.Module):
             statistics = statistics.at(origin_steps - lead)
         # Origins of one window may read steps before their own contexts; those of a history may not, so that each of
         # them forecasts as it would alone.
-        earliest = torch.zeros_like(origin_steps) if pasts is None else origin_steps + 1 - self.shape.context_length
-        frame = self._frame(batch, origins, statistics, earliest)
+        window = SeasonWindow.of if pasts is None else SeasonWindow.within_contexts
+        seasons = window(batch, origins, self.shape)
+        frame = self._frame(batch, origins, statistics, seasons)
         if pasts is not None:
             in_sight = gather_windows(batch.observed, origins, self.shape.context_length).any(-1)
             frame = frame._replace(begun=frame.begun & in_sight)
@@ -198,7 +199,7 @@ class WindowEncoder(nn.Module):
             attended, weight = self._attend(batch, states, origin_steps)
             encoded.append(self.dropout(attended))
         summary = self.summary(torch.cat([*encoded, _broadcast_steps(static, len(origins)), level], dim=-1))
-        step = [expected, *self._seasons(batch, frame, future, origin_steps, earliest)]
+        step = [expected, *self._seasons(batch, frame, future, origin_steps, seasons)]
         ahead = gather_windows(future, origin_steps + 1, self.shape.horizon)
         return DecoderInputs(summary, torch.cat([*step, ahead], dim=-1), ahead, linear, state, frame, weight)
 
@@ -269,23 +270,23 @@ class WindowEncoder(nn.Module):
         return linear
 
     def _seasons(
-        self, batch: Batch, frame: Frame, future: Tensor, origin_steps: Tensor, earliest: Tensor
+        self, batch: Batch, frame: Frame, future: Tensor, origin_steps: Tensor, seasons: SeasonWindow
     ) -> list[Float[Tensor, "batch origin horizon feature"]]:
         """Return features of each target step from the same phase of past seasons: values, and known covariates."""
         shape = self.shape
         if not shape.season_lags:
             return []
-        steps = season_steps(origin_steps, shape, self.season_offset)
         if shape.n_classes:
-            seasons = [class_seasons(batch, steps, self.class_embeddings)]
+            steps = season_steps(origin_steps, shape, self.season_offset)
+            features = [class_seasons(batch, steps, self.class_embeddings)]
         else:
-            seasons = [numeric_seasons(batch, steps, frame, shape, origin_steps, earliest)]
+            features = [numeric_seasons(seasons, frame, shape, self.season_offset)]
         if shape.n_known:
             # Known covariates at the same phase of the last season: whether that was a holiday, say.
             known = future[..., : self.n_known_values]
             index = origin_steps[:, None] + self.season_offset - (shape.season_lags[0] - shape.season_length)
-            seasons.append(known[:, index.clamp(min=0)])
-        return seasons
+            features.append(known[:, index.clamp(min=0)])
+        return features
 
     def _attend(
         self, batch: Batch, states: Float[Tensor, "batch step hidden"], origin_steps: Int[Tensor, " origin"]
