@@ -13,11 +13,14 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from forecast.config import ModelConfig
 from forecast.data.ingest.loaded import Loaded
 from forecast.data.windows import WindowIndex, windows_at
-from forecast.models.inputs.batch import PanelTensors
+from forecast.models.inputs.batch import Batch, PanelTensors
+from forecast.models.inputs.frame import Frame
 from forecast.models.inputs.shape import NetworkShape
 from forecast.models.network.carried_state import StateStore, advance, segments_since
 from forecast.models.network.ensemble import Ensemble, Forecaster, members_of
+from forecast.models.network.features import numeric_seasons
 from forecast.models.network.forecaster import RecurrentForecaster
+from forecast.models.network.normalisation import SeasonWindow, season_offset, seasonal_spread
 from forecast.models.network.output import Output
 from forecast.prediction.predict import predict
 from forecast.training.result import FitResult
@@ -220,3 +223,40 @@ def test_a_state_on_the_host_is_gone_on_from_on_a_gpu(
     on_host = predict(artifact, panel, windows, carried=carried, one_pass=one_pass)
     np.testing.assert_allclose(on_gpu.tuned, on_host.tuned, rtol=1e-3, atol=1e-3)
     assert artifact.network.output_bias.device.type == "cpu"  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("horizon", [3, 20])
+@pytest.mark.parametrize("season", [1, 2, 7, 15])
+@pytest.mark.parametrize("spread_seasons", [1, 4])
+def test_past_seasons_are_read_from_no_more_steps_than_they_need(
+    season: int, spread_seasons: int, horizon: int
+) -> None:
+    context = 150
+    shape = NetworkShape(
+        context_length=context,
+        horizon=horizon,
+        season_length=season,
+        n_past=0,
+        n_known=0,
+        n_calendar=0,
+        category_sizes=(),
+        n_static_numbers=0,
+        spread_seasons=spread_seasons,
+    )
+    torch.manual_seed(0)
+    observed = torch.rand(5, context + horizon) > torch.linspace(0, 0.9, 5)[:, None]
+    observed[:, context:] = False
+    target = torch.randn(observed.shape) * observed
+    none = torch.zeros(5, context + horizon, 0)
+    batch = Batch(target, observed, none, none, torch.ones_like(observed), torch.zeros(5, 0), torch.zeros(5, 0))
+    origin, one, offset = torch.zeros(1, dtype=torch.long), torch.ones(5, 1), season_offset(shape)
+    window = target[:, None, :context]
+    frame = Frame(one * 0, one, one, one.bool(), window, one[..., None], one[..., None])
+    whole = SeasonWindow.of(batch, origin, shape)
+    cropped = SeasonWindow.within_contexts(batch, origin, shape)
+    assert cropped.target.shape[1] == min(max(spread_seasons + 1, 7) * season + season // 14, context) or season == 1
+    torch.testing.assert_close(seasonal_spread(cropped, one, shape, offset), seasonal_spread(whole, one, shape, offset))
+    if season > 1:
+        torch.testing.assert_close(
+            numeric_seasons(cropped, frame, shape, offset), numeric_seasons(whole, frame, shape, offset)
+        )
