@@ -80,7 +80,9 @@ def running_statistics(
     changed = observed & (target != functional.pad(last, (1, 0))[:, :-1]) & (earlier >= 0)
     changed_from = torch.where(changed, earlier, -1).cummax(dim=1).values
     within, varied = changed_from >= (steps - length + 1).clamp(min=0), changed_from >= 0
-    return _statistics(recent, sums, reference, last, any_observed, torch.where(recent[0] > 0, within, varied))
+    has_recent = recent[0] > 0  # ONNX Runtime has no `where` of booleans.
+    varies = (has_recent & within) | (~has_recent & varied)
+    return _statistics(recent, sums, reference, last, any_observed, varies)
 
 
 def continued_statistics(
