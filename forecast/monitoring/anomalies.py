@@ -131,8 +131,9 @@ class LatestForecasts:
         row, series = np.nonzero(np.isfinite(size[n_past:]))
         p_value = _p_values(size, group, n_past, (row + n_past, series), rate or 1.0)
         size = size[n_past:][row, series]
-        verdict = np.where(np.isnan(p_value), FEW, np.where(p_value <= (rate or 0.0), ANOMALY, NORMAL))
-        order = np.lexsort((row, series, -np.abs(size), verdict != ANOMALY))
+        verdicts = pl.Series([ANOMALY, NORMAL, FEW])
+        verdict = np.where(np.isnan(p_value), 2, p_value > (rate or 0.0))
+        order = np.lexsort((row, series, -np.abs(size), verdict > 0))
         index = np.array(indices[n_past:], np.int64)[row][order]
         recent = [self._by_index[number] for number in indices[n_past:]]
         deviate, step, median, actual = (
@@ -152,7 +153,7 @@ class LatestForecasts:
                 "pit": ndtr(deviate),
                 "size": size[order].astype(np.float64),
                 "p_value": pl.Series(p_value[order], nan_to_null=True),
-                "verdict": pl.Series(verdict[order].tolist(), dtype=pl.String),
+                "verdict": verdicts.gather(verdict[order]),
             }
         )
 

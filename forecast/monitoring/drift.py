@@ -172,7 +172,7 @@ def drift(panel: Panel, data: DataConfig, categories: Mapping[str, Sequence[str]
     steps from the first window of the history up to the recent one. psi and ks are null if a window has fewer than 100
     values, or if the panel has no earlier cycle. With more than 2^25 steps in all windows they are of every nth series.
     """
-    sample = _sample(panel, windows)
+    sample = _sample(panel, windows) if windows.before else panel
     rows = []
     for column in _columns(panel, data):
         is_coded = column.name in categories
@@ -210,7 +210,7 @@ def _row(role: str, row: int) -> Callable[[Panel], npt.NDArray[np.float32]]:
 
 def _sample(panel: Panel, windows: Cycles) -> Panel:
     """Return every nth series of a panel, so that they have at most _MAX_VALUES steps in all windows."""
-    steps = panel.n_series * (windows.last(windows.recent) - min(windows.before, default=windows.recent) + 1)
+    steps = panel.n_series * (windows.last(windows.recent) - min(windows.before) + 1)
     spacing = -(-steps // _MAX_VALUES)
     return panel if spacing == 1 else panel.take(np.arange(0, panel.n_series, spacing))
 
