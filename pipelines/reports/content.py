@@ -7,6 +7,7 @@ if TYPE_CHECKING:
 
     from forecast.artifact import Artifact
     from forecast.data.ingest.loaded import Loaded
+    from forecast.data.panel import IntArray, Panel
 from pipelines.reports.subject import SCORES
 
 LOGGED: Final = 200_000
@@ -42,21 +43,35 @@ def sample_rows(forecasts: "pl.LazyFrame | None", max_rows: int = LOGGED) -> "tu
 
 def loss_history(forecasts: "pl.DataFrame", artifact: "Artifact | None", loaded: "Loaded | None") -> "pl.DataFrame":
     """Return the history of series near their forecasts, from the panel, else from the files of a backtest."""
-    import numpy as np
     import polars as pl
 
-    from forecast.data.panel import is_among
     from forecast.names import CUTOFF, SERIES_ID, TARGET, TIMESTAMP
     from forecast.reports.report import context
 
     if loaded is not None and artifact is not None and forecasts.height:
         first = loaded.panel.grid.floor(forecasts[CUTOFF].min()) - context(forecasts)  # type: ignore[arg-type]
-        near = loaded.panel.between(first, loaded.panel.last_index)
-        rows = np.flatnonzero(is_among(near.series_id, forecasts[SERIES_ID]))
-        return near.frame(rows, artifact.classes)
+        return _since(loaded.panel, _numbers(loaded.panel, forecasts), first).frame(classes=artifact.classes)
     if TARGET in forecasts.columns:
         return forecasts.select(SERIES_ID, TIMESTAMP, TARGET).unique([SERIES_ID, TIMESTAMP])
     return forecasts.clear().select(SERIES_ID, TIMESTAMP).with_columns(pl.lit(None, pl.String).alias(TARGET))
+
+
+def _numbers(panel: "Panel", forecasts: "pl.DataFrame") -> "IntArray":
+    """Return the numbers of the series with forecasts, in the panel's order."""
+    import numpy as np
+
+    from forecast.data.panel import is_among
+    from forecast.names import SERIES_ID
+
+    return np.flatnonzero(is_among(panel.series_id, forecasts[SERIES_ID].unique()))
+
+
+def _since(panel: "Panel", series: "IntArray", first: int) -> "Panel":
+    """Return a copy of the observations of some series from grid index `first`; the rest of the panel is not copied."""
+    import numpy as np
+
+    begin = np.clip(first - panel.start[series], 0, panel.lengths[series])
+    return panel.cut(series, begin, panel.lengths[series] - begin).between(first, panel.last_index)
 
 
 def score_tables(forecasts: "pl.DataFrame", artifact: "Artifact", loaded: "Loaded") -> "dict[str, pl.LazyFrame]":
@@ -73,7 +88,8 @@ def score_tables(forecasts: "pl.DataFrame", artifact: "Artifact", loaded: "Loade
     panel, season = loaded.panel, loaded.data.season_length
     moments = forecasts[CUTOFF].unique().sort()
     places = {moment: panel.grid.floor(moment) for moment in moments}
-    actual = panel.between(min(places.values()), panel.last_index).frame(classes=artifact.classes)
+    series = _numbers(panel, forecasts)
+    actual = _since(panel, series, min(places.values())).frame(classes=artifact.classes)
     observed = with_model(forecasts).join(actual.drop_nulls(TARGET), on=[SERIES_ID, TIMESTAMP])
     if observed.is_empty():
         return {}
@@ -84,6 +100,7 @@ def score_tables(forecasts: "pl.DataFrame", artifact: "Artifact", loaded: "Loade
     for moment, index in places.items():
         cutoff = pl.lit(moment).cast(moments.dtype).alias(CUTOFF)
         windows = windows_at(panel, index)
+        windows = windows[np.flatnonzero(np.isin(windows.series, series))]
         ids = panel.series_id[windows.series].tolist()
         scale = seasonal_naive_errors(panel, windows, season)[0]
         scales.append(pl.DataFrame({SERIES_ID: ids, "scale": np.where(scale > 0, scale, np.nan)}).with_columns(cutoff))
