@@ -1,6 +1,7 @@
 """Settings of all tests, and their order: by what `durations.json` says they take.
 
-`--record-durations` writes that file. `--fast` runs what needs no server, no browser and next to no time.
+`--record-durations` writes those of the files that run into it. `--fast` runs what needs no server, no browser and next
+to no time.
 """
 
 import gc
@@ -39,15 +40,15 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Begin with the files that take longest, so that all processes end at about the same time."""
-    seconds: dict[str, float] = json.loads(_DURATIONS.read_text(encoding="utf-8")) if _DURATIONS.exists() else {}
+    seconds = _recorded()
     if config.getoption("--fast"):
         fast = [item for item in items if seconds.get(_name(item.nodeid), 0.0) <= _FAST and not _is_slow(item)]
         config.hook.pytest_deselected(items=[item for item in items if item not in set(fast)])
         items[:] = fast
     files: defaultdict[str, float] = defaultdict(float)
     for name, duration in seconds.items():
-        files[name.partition("::")[0]] += duration
-    items.sort(key=lambda item: -files[_name(item.nodeid).partition("::")[0]])
+        files[_file(name)] += duration
+    items.sort(key=lambda item: -files[_file(_name(item.nodeid))])
 
 
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:
@@ -58,13 +59,24 @@ def pytest_runtest_logreport(report: pytest.TestReport) -> None:
 def pytest_sessionfinish(session: pytest.Session) -> None:
     """Write the durations, in the process that has all of them."""
     if session.config.getoption("--record-durations") and "PYTEST_XDIST_WORKER" not in os.environ:
-        slow = {name: round(duration, 1) for name, duration in sorted(_seconds.items()) if duration >= _RECORDED}
-        _DURATIONS.write_text(json.dumps(slow, indent=0) + "\n", encoding="utf-8")
+        slow = {name: round(duration, 1) for name, duration in _seconds.items() if duration >= _RECORDED}
+        files = {_file(name) for name in _seconds}
+        others = {name: duration for name, duration in _recorded().items() if _file(name) not in files}
+        _DURATIONS.write_text(json.dumps(dict(sorted((others | slow).items())), indent=0) + "\n", encoding="utf-8")
+
+
+def _recorded() -> dict[str, float]:
+    return json.loads(_DURATIONS.read_text(encoding="utf-8")) if _DURATIONS.exists() else {}
 
 
 def _name(node: str) -> str:
     """Return the file and the function of a test, without folders and parameters."""
     return node.partition("[")[0].rpartition("/")[2]
+
+
+def _file(name: str) -> str:
+    """Return the file of a test."""
+    return name.partition("::")[0]
 
 
 def _is_slow(item: pytest.Item) -> bool:
