@@ -61,8 +61,8 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
     if session.config.getoption("--record-durations") and "PYTEST_XDIST_WORKER" not in os.environ:
         slow = {name: round(duration, 1) for name, duration in _seconds.items() if duration >= _RECORDED}
         files = {_file(name) for name in _seconds}
-        others = {name: duration for name, duration in _recorded().items() if _file(name) not in files}
-        _DURATIONS.write_text(json.dumps(dict(sorted((others | slow).items())), indent=0) + "\n", encoding="utf-8")
+        unchanged = {name: duration for name, duration in _recorded().items() if _file(name) not in files}
+        _DURATIONS.write_text(json.dumps(dict(sorted((unchanged | slow).items())), indent=0) + "\n", encoding="utf-8")
 
 
 def _recorded() -> dict[str, float]:

@@ -193,24 +193,24 @@ def test_a_block_of_series_at_a_time_gives_the_same_tables(
     weekly_loaded: Loaded,
     scores: SinkConfig,
     tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Blocks end inside the files of scoring; those of series that are not in the table are counted, too."""
     shadow = write(trained.artifact, weekly_loaded, tmp_path / "shadow", number="2")
     table = came if names is None else came.filter(pl.col("series_id").is_in(names))
-    asked = {"shadow": shadow, "segments": ["demand", "volume"], "anomaly_rate": 0.05}
-    whole = look(trained.artifact, table, tmp_path / "table", scores, day(150), **asked)
-    monkeypatch.setattr("forecast.monitoring.sums._BLOCK_CELLS", 40 if names else 120)  # Of 40 steps.
-    monkeypatch.setattr("forecast.monitoring.drift._SHARD", 200)
-    parts = look(trained.artifact, table, tmp_path / "table", scores, day(150), **asked)
-    for name, value in vars(whole).items():
+    settings: dict[str, Any] = {"shadow": shadow, "segments": ["demand", "volume"], "anomaly_rate": 0.05}
+    once = look(trained.artifact, table, tmp_path / "table", scores, day(150), **settings)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("forecast.monitoring.sums._BLOCK_CELLS", 40 if names else 120)  # Of 40 steps.
+        patch.setattr("forecast.monitoring.drift._SHARD", 200)
+        parts = look(trained.artifact, table, tmp_path / "table", scores, day(150), **settings)
+    for name, value in vars(once).items():
         if isinstance(value, pl.DataFrame):
             order = ["series_id", "model", "cutoff"] if name == "pairs" else []
             frames = (frame.sort(order) if order else frame for frame in (value, getattr(parts, name)))
             assert_frame_equal(*frames, rel_tol=1e-12, abs_tol=1e-12)
         elif name != "coverage_80":
             assert getattr(parts, name) == value
-    assert parts.coverage_80 == pytest.approx(whole.coverage_80, rel=1e-12)
+    assert parts.coverage_80 == pytest.approx(once.coverage_80, rel=1e-12)
     assert parts.counts["series_unknown"] == (6 if names else 0)
 
 
