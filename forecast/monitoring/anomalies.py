@@ -176,8 +176,8 @@ class LatestForecasts:
             enough = np.count_nonzero(member) >= _MIN_AGE
             size[group == number] /= _scale(np.abs(size[:n_past][member])) if enough else overall
         absolute, count = np.sort(np.abs(size[:n_past]), axis=0), observed.sum(0)  # NaN comes last.
-        place = np.clip(np.ceil(_LEVEL * count).astype(np.int64) - 1, 0, None)
-        series = absolute[place, np.arange(len(place))] / _NORMAL if n_past else np.zeros(len(place))
+        rank = np.clip(np.ceil(_LEVEL * count).astype(np.int64) - 1, 0, None)
+        series = absolute[rank, np.arange(len(rank))] / _NORMAL if n_past else np.zeros(len(rank))
         series = (count * np.nan_to_num(series) + _SHRINKAGE) / (count + _SHRINKAGE)
         size /= series.astype(np.float32)
         return size, group
@@ -187,13 +187,13 @@ def _p_values(
     size: Float32Array,
     group: npt.NDArray[np.int16],
     n_past: int,
-    place: tuple[IntArray, IntArray],
+    cells: tuple[IntArray, IntArray],
     rate: float,
 ) -> Array:
-    """Return the two-sided p-values of the observations at `place`, [n]; NaN with too few earlier ones."""
+    """Return the two-sided p-values of the observations in `cells`, [n]; NaN with too few earlier ones."""
     past = size[:n_past]
     observed = np.isfinite(past)
-    value, number = size[place], group[place]
+    value, number = size[cells], group[cells]
     p_value = np.full(len(value), np.nan)
     for age in np.unique(number):
         member, reference = number == age, past[observed & (group[:n_past] == age)]
