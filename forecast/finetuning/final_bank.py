@@ -66,8 +66,7 @@ class FinalBank:
         """Return the linear maps of series for their penalties; zeros where the penalty is NaN: only widths change."""
         horizon, settings = self.network.shape.horizon, self.settings
         group = SeriesGroup(self.network, self.data, series, self.lengths[series])
-        n_steps = settings.origins + 2 * horizon
-        origins = head_ridge.at_origins(group, n_steps=n_steps, n_windows=1, half_life=settings.half_life)
+        origins = head_ridge.fit_origins(group, n_steps=settings.origins + 2 * horizon, half_life=settings.half_life)
         chosen = (torch.from_numpy(values).to(self.data.device) for values in (penalty, share))
         weight = solved_weights(origins, self.network.head, *chosen, ago=horizon, count=settings.origins)
         return {"weight": weight.cpu(), "width": width}
@@ -89,7 +88,7 @@ class FinalBank:
 
 
 def solved_weights(
-    origins: head_ridge.Origins, head: Head, penalty: Tensor, share: Tensor, *, ago: int, count: int
+    origins: head_ridge.FitOrigins, head: Head, penalty: Tensor, share: Tensor, *, ago: int, count: int
 ) -> Tensor:
     """Return the linear maps of `head_ridge.weights` times `share`, [G, ...]; zeros where the penalty is NaN."""
     weight = share[:, None, None] * head_ridge.weights(origins, head, penalty.nan_to_num(nan=1.0), ago=ago, count=count)

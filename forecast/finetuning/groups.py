@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Final, TypeAlias
 
 import numpy as np
@@ -106,6 +107,11 @@ class Groups:
         kind = HeadGroup if self._work.settings.kind == HEAD else GradientGroup
         return kind(self._whole.rows(rows), self._work.settings)
 
+    @cached_property
+    def _without_series(self) -> HeadGroup | GradientGroup:
+        """A group of no series, for fits of groups without a tuned one: its tensors have the axes of the others."""
+        return self._open(self._work.part(0)[:1]).subset(np.zeros(0, dtype=np.int64))
+
     def _trial(self, number: int) -> Columns:
         group = self._open(self._work.part(number))
         columns = group.trial()
@@ -119,13 +125,13 @@ class Groups:
     def _fit(self, task: FitTask) -> Columns:
         part, rows, bank = self._work.part(task.number), task.rows, self._work.artifact.bank
         trial = self._trials.pop(task.number, None)
-        takes_whole = self._work.settings.kind == HEAD and len(rows) >= max(1, _WHOLE_SHARE * len(part))
-        if self._work.count == 1 or takes_whole or (trial and not len(rows)):
+        in_closed_form = self._work.settings.kind == HEAD
+        if self._work.count == 1 or (in_closed_form and len(rows) >= max(1, _WHOLE_SHARE * len(part))):
             group = (trial or self._open(part)).subset(rows)
         elif len(rows):
             group = self._open(part[rows])
         else:
-            group = self._open(part[:1]).subset(rows)
+            group = self._without_series
         del trial  # Frees the passes of series that are not fitted.
         series = self._whole.series[part[rows]]
         names = self._work.panel.series_id[series].tolist()

@@ -32,7 +32,7 @@ _LEAST_CURVATURE = 1e-6
 
 
 @dataclass(frozen=True)
-class Origins:
+class FitOrigins:
     """Features and residuals of the frozen network at the latest origins of G series, oldest first."""
 
     every: int
@@ -41,6 +41,12 @@ class Origins:
     """[G, origin, feature], times the square root of the origin's weight: 0 where it is not usable."""
     residual: Tensor
     """[G, origin, shift], `Head.residual` at all steps of the horizon, 0 where not observed, weighted likewise."""
+
+
+@dataclass(frozen=True)
+class Origins(FitOrigins):
+    """The same, and what the network forecasts at held-out cutoffs."""
+
     columns: Tensor
     """[G, window, horizon, column] at the held-out cutoffs, oldest first: quantiles or probabilities."""
     held_features: Tensor
@@ -63,16 +69,17 @@ class Origins:
         return self.features, self.residual, self.columns, self.held_features, self.target, self.weight
 
 
-def at_origins(group: SeriesGroup[N], *, n_steps: int, n_windows: int, half_life: float | None) -> Origins:
-    """Run the network over the last `n_steps` steps of each series, if it has as many, and at its held-out cutoffs.
+def fit_origins(group: SeriesGroup[N], *, n_steps: int, half_life: float | None) -> FitOrigins:
+    """Run the network over the last `n_steps` steps of each series, if it has as many.
 
     An origin counts for all steps since the one before.
     """
     network, n_series = group.network, len(group.series)
     stride = origin_stride(network.shape)
-    contexts = SPAN if len(recurrent_members(network)) == len(members_of(network)) else _PRETRAINED_SPAN
+    fitting, contexts = network, SPAN
+    if len(recurrent_members(network)) < len(members_of(network)):
+        fitting, contexts = reading_at_once(network), _PRETRAINED_SPAN
     divided = chunking(network.shape, n_steps, stride, contexts).within(int(group.usable.max()))
-    fitting = reading_at_once(network)
     sizes = n_series, divided.chunks, len(divided.phases)
     parts: list[Tensor] = []
     for windows in iter_windows(group, divided, blank=False):
@@ -85,7 +92,13 @@ def at_origins(group: SeriesGroup[N], *, n_steps: int, n_windows: int, half_life
             parts = [values.new_zeros(math.prod(sizes), *values.shape[1:]) for values in part]
         for values, of_windows in zip(parts, part, strict=True):
             values[windows.window] = of_windows
-    features, residual = (part.unflatten(0, sizes).transpose(2, 3).flatten(1, 3) for part in parts)
+    return FitOrigins(stride, *(part.unflatten(0, sizes).transpose(2, 3).flatten(1, 3) for part in parts))
+
+
+def at_origins(group: SeriesGroup[N], *, n_steps: int, n_windows: int, half_life: float | None) -> Origins:
+    """Run the network as `fit_origins`, and at the held-out cutoffs of each series."""
+    network, n_series = group.network, len(group.series)
+    fitted = fit_origins(group, n_steps=n_steps, half_life=half_life)
     cutoff_parts: list[tuple[Tensor, ...]] = []
     for windows in single_origin(group, held_out(network.shape.horizon, n_windows)):
         output, target, weight = forecast(network, windows)
@@ -95,7 +108,7 @@ def at_origins(group: SeriesGroup[N], *, n_steps: int, n_windows: int, half_life
     cutoff_columns = (
         torch.cat(part)[:, 0].unflatten(0, (n_series, n_windows)) for part in zip(*cutoff_parts, strict=True)
     )
-    return Origins(stride, features, residual, *cutoff_columns)
+    return Origins(fitted.every, fitted.features, fitted.residual, *cutoff_columns)
 
 
 class Solved(NamedTuple):
@@ -127,7 +140,7 @@ def solve(features: Tensor, residual: Tensor) -> Solved:
     return Solved(values.clamp(min=0), basis, basis.mT @ (features.mT @ residual), False)
 
 
-def weights(origins: Origins, head: Head, penalty: Tensor, *, ago: int, count: int) -> Tensor:
+def weights(origins: FitOrigins, head: Head, penalty: Tensor, *, ago: int, count: int) -> Tensor:
     """Return the maps that fit the origins in `count` steps, the last of which is `ago` steps ago.
 
     For one penalty of each series; [G, feature, shift].
@@ -180,7 +193,7 @@ def held_out_shifts(origins: Origins, head: Head, penalties: Tensor, *, horizon:
     return shifts.transpose(1, 2)
 
 
-def _end(origins: Origins, ago: int) -> int:
+def _end(origins: FitOrigins, ago: int) -> int:
     """Return how many of the origins are `ago` steps ago or more."""
     return origins.features.shape[1] - -(-ago // origins.every)
 
