@@ -1,6 +1,13 @@
-"""A training step: CPU time against a bare `nn.LSTM` of the same shapes, forward, backward and optimiser."""
+"""A training step: CPU time against a bare `nn.LSTM` of the same shapes, forward, backward and optimiser.
 
+The bare network has no dropout. A second one with the dropout of a training shows what its masks take.
+"""
+
+import statistics
 import time
+from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import numpy as np
 import polars as pl
@@ -19,7 +26,7 @@ from forecast.models.network.losses import step_errors, window_sizes
 from forecast.models.runtime.torch_setup import prepare
 from forecast.training.dataset import TrainingWindows
 
-CONTEXT, HORIZON, BATCH, HIDDEN, LAYERS, STEPS = 168, 24, 64, 128, 2, 10
+CONTEXT, HORIZON, BATCH, HIDDEN, LAYERS, STEPS = 168, 24, 64, 128, 2, 20
 
 
 def main() -> None:
@@ -30,7 +37,8 @@ def main() -> None:
         ratios.keep(f"training step / bare LSTM, {segment} hours a step", spent["step"] / spent["bare"])
         print(
             f"segment {segment}: step {spent['step']:.0f} ms CPU ({spent['forecasts']:.0f} forecasts), "
-            f"bare LSTM {spent['bare']:.0f} ms, ratio {spent['step'] / spent['bare']:.2f}; "
+            f"bare LSTM {spent['bare']:.0f} ms, ratio {spent['step'] / spent['bare']:.2f}, "
+            f"with dropout {spent['bare with dropout']:.0f} ms, {spent['step'] / spent['bare with dropout']:.2f}; "
             f"gather {spent['gather'] / spent['step']:.1%} of the step"
         )
 
@@ -67,7 +75,10 @@ def costs(
     hidden: int = HIDDEN,
     bf16: bool = False,
 ) -> dict[str, float]:
-    """Return ms (`clock`) of a step, of its gather and of the bare network, and the forecasts in a step."""
+    """Return ms (`clock`) of a step, of its gather and of the bare networks, and the forecasts in a step.
+
+    All take turns; each figure is the median of its rounds.
+    """
     prepare()
     shape = NetworkShape(
         context_length=CONTEXT,
@@ -80,7 +91,8 @@ def costs(
         n_static_numbers=0,
         segment_length=segment,
     )
-    network = RecurrentForecaster(shape, ModelConfig(hidden_size=hidden, num_layers=LAYERS)).to(device)
+    config = ModelConfig(hidden_size=hidden, num_layers=LAYERS)
+    network = RecurrentForecaster(shape, config).to(device)
     data, span = PanelTensors(panel, device), CONTEXT - segment + 1
     limits = torch.from_numpy(panel.lengths).to(device)
     sampler = OriginSampler(panel.lengths, span=span)
@@ -88,28 +100,38 @@ def costs(
         TrainingWindows(sampler, batch_size=batch_size, candidates=np.arange(0, span, segment), origins=16, seed=0)
     )
     ours = torch.optim.AdamW(network.parameters(), fused=True)
-    bare = nn.LSTM(network.encoder.input_size, hidden, LAYERS, batch_first=True).to(device)
-    theirs = torch.optim.AdamW(bare.parameters(), fused=True)
-    inputs = torch.randn(batch_size, (CONTEXT + span - 1) // segment, network.encoder.input_size, device=device)
-    spent = {"gather": 0.0, "step": 0.0, "bare": 0.0}
+    size, n_segments = network.encoder.input_size, (CONTEXT + span - 1) // segment
+    inputs = torch.randn(batch_size, n_segments, size, device=device)
+    bare = {
+        name: nn.LSTM(size, hidden, LAYERS, batch_first=True, dropout=dropout).to(device)
+        for name, dropout in (("bare", 0.0), ("bare with dropout", config.dropout))
+    }
+    theirs = {name: torch.optim.AdamW(lstm.parameters(), fused=True) for name, lstm in bare.items()}
+    spent: dict[str, list[float]] = defaultdict(list)
+
+    @contextmanager
+    def timed(name: str) -> Iterator[None]:
+        begun = clock(device)
+        yield
+        spent[name].append((clock(device) - begun) * 1000)
+
     for number in range(STEPS + 2):
         if number == 2:  # the first ones warm up
-            spent = dict.fromkeys(spent, 0.0)
+            spent.clear()
         series, first, origins = (values.to(device) for values in next(stream))
-        begun = clock(device)
-        batch = data.gather(series, first, limits[series], **window_sizes(network, span))
-        spent["gather"] += clock(device) - begun
-        with torch.autocast(device, torch.bfloat16, enabled=bf16):
-            error, weight = step_errors(network, batch, origins)
-        ours.zero_grad()
-        ((error * weight).sum() / weight.sum()).backward()
-        ours.step()
-        spent["step"] += clock(device) - begun
-        begun = clock(device)
-        theirs.zero_grad()
-        with torch.autocast(device, torch.bfloat16, enabled=bf16):
-            loss = bare(inputs)[0].float().square().mean()
-        loss.backward()
-        theirs.step()
-        spent["bare"] += clock(device) - begun
-    return {**{name: seconds / STEPS * 1000 for name, seconds in spent.items()}, "forecasts": batch_size * len(origins)}
+        with timed("step"):
+            with timed("gather"):
+                batch = data.gather(series, first, limits[series], **window_sizes(network, span))
+            with torch.autocast(device, torch.bfloat16, enabled=bf16):
+                error, weight = step_errors(network, batch, origins)
+            ours.zero_grad()
+            ((error * weight).sum() / weight.sum()).backward()
+            ours.step()
+        for name, lstm in bare.items():
+            with timed(name):
+                theirs[name].zero_grad()
+                with torch.autocast(device, torch.bfloat16, enabled=bf16):
+                    loss = lstm(inputs)[0].float().square().mean()
+                loss.backward()
+                theirs[name].step()
+    return {**{name: statistics.median(times) for name, times in spent.items()}, "forecasts": batch_size * len(origins)}

@@ -175,7 +175,7 @@ class WindowEncoder(nn.Module):
                     level=level.expand_as(statistics.level), scale=scale.expand_as(statistics.scale)
                 )
             states, _ = self.encoder(self._inputs(batch, Segments.of(batch, self.shape), statistics, static, future))
-            state = states[:, (origin_steps + 1) // self.shape.segment_length - 1]
+            state = states.index_select(1, (origin_steps + 1) // self.shape.segment_length - 1)
             statistics = statistics.at(origin_steps)
         else:
             assert self.attention is None
