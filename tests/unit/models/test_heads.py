@@ -107,8 +107,8 @@ def test_the_gradients_of_training_are_batched_over_series() -> None:
         return head.errors(head.ordered(values), actual).sum()
 
     batched = torch.func.vmap(torch.func.grad(loss))(parameters, target)
-    alone = torch.stack([torch.func.grad(loss)(*row) for row in zip(parameters, target, strict=True)])
-    torch.testing.assert_close(batched, alone)
+    by_series = torch.stack([torch.func.grad(loss)(*row) for row in zip(parameters, target, strict=True)])
+    torch.testing.assert_close(batched, by_series)
 
 
 @pytest.mark.parametrize("levels", LEVELS)
