@@ -162,7 +162,8 @@ def _session(path: Path) -> Any:
     except ImportError:
         raise ConfigError("bundle: needs ONNX Runtime: pip install gatecast-score, or 'gatecast[onnx]'") from None
     options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads, options.inter_op_num_threads = int(os.environ.get("OMP_NUM_THREADS", "0")), 1
+    threads = os.environ.get("OMP_NUM_THREADS", "")  # That of torch; without it, every core.
+    options.intra_op_num_threads, options.inter_op_num_threads = int(threads) if threads.isdigit() else 0, 1
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL  # Done at the export.
     options.log_severity_level = 3
