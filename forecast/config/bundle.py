@@ -21,14 +21,14 @@ class BundleScoreConfig(Config):
     @model_validator(mode="after")
     def _is_supported(self) -> Self:
         """Refuse what only a registered version can do."""
-        given = {
+        values = {
             "score.state": self.score.state,
             "score.scenario": self.score.scenario,
             "score.shadow": self.score.shadow,
             "output.n_samples": self.output.n_samples or None,
             "score.runtime": None if self.score.runtime == "torch" else self.score.runtime,
         }
-        if refused := [key for key, value in given.items() if value is not None]:
+        if refused := [key for key, value in values.items() if value is not None]:
             raise ValueError(
                 f"{', '.join(refused)}: not for bundles; leave out, or score the registered version (registry.alias) "
                 "with the whole gatecast"

@@ -73,11 +73,11 @@ def forecast_shard(
         missing_known = windows.series[refused[windows.series]]
         windows = windows[np.flatnonzero(~refused[windows.series])]
     # A shorter horizon is a prefix of the trained one, with the same sources.
-    whole = model.until(model.reach)
-    predicted = predictor.predict(whole, panel, windows, samples=samples, carried=carried)
-    forecasts = _with_fallbacks(whole, panel, windows, predicted, predictor, samples)
+    longest = model.until(model.reach)
+    predicted = predictor.predict(longest, panel, windows, samples=samples, carried=carried)
+    forecasts = _with_fallbacks(longest, panel, windows, predicted, predictor, samples)
     if cold is not None:
-        forecasts = _with_cold(whole, panel, forecasts, samples, cold)
+        forecasts = _with_cold(longest, panel, forecasts, samples, cold)
     valid = _finite(forecasts.values, forecasts.mean)
     forecasts = forecasts.until(model.horizon)
     forecasts = _with_closures(panel, forecasts)

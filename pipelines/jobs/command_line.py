@@ -152,12 +152,12 @@ def _plain(verb: str, overrides: Sequence[str], kind: type[Config]) -> dict[str,
     tree: dict[str, Any] = {}
     for override in overrides:
         path, equals, value = override.partition("=")
-        known = bool(equals) and path in paths
+        is_setting = bool(equals) and path in paths
         simple = equals and not re.search(r"[\\$'\"{}]", value) and (path in texts or _SIMPLE.fullmatch(value))
-        if not (known and simple):
+        if not (is_setting and simple):
             if not is_score_only():
                 return None
-            if known or not equals:
+            if is_setting or not equals:
                 raise ConfigError(
                     f"{override}: gatecast-score takes KEY=VALUE, with text, numbers, true, false and null; a range of "
                     "cutoffs is score.cutoffs=FIRST..LAST/STEP"

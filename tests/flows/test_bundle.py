@@ -37,10 +37,10 @@ def test_a_bundle_scores_as_its_version_does(promoted: Store) -> None:
     assert str(bundle) in done.out
     promoted.score()
     job = f"bundle={bundle}", f"data.path={promoted.table}", f"output.path={promoted.folder / 'alone'}"
-    alone = score_alone(*job)
-    assert alone.returncode == 0, alone.stderr
-    assert f"{NAME} v" in alone.stdout
-    assert " (bundle): " in alone.stdout
+    process = score_alone(*job)
+    assert process.returncode == 0, process.stderr
+    assert f"{NAME} v" in process.stdout
+    assert " (bundle): " in process.stdout
     assert_frame_equal(promoted.forecasts("alone"), promoted.forecasts(), rel_tol=1e-5, abs_tol=1e-4)
     (manifest,) = (promoted.folder / "alone" / "manifests").glob("*.json")
     (expected,) = (promoted.folder / "out" / "manifests").glob("*.json")

@@ -186,11 +186,11 @@ def test_fewer_steps_are_a_prefix_and_more_are_refused(
     bundle, panel = bundle_of(trained.artifact, tmp_path / "b"), weekly_loaded.panel
     short = bundle.at_horizon(3)
     assert bundle.at_horizon(None) is bundle
-    whole, part = (
+    trained_horizon, part = (
         forecast_shard(model, panel, panel.last_index, predictor=BundlePredictor(model)).frame
         for model in (bundle, short)
     )
-    assert part.equals(whole.filter(pl.col("step") <= 3))
+    assert part.equals(trained_horizon.filter(pl.col("step") <= 3))
     with pytest.raises(ConfigError, match=r"^score\.horizon: 8 steps are more than the 7 of the bundle"):
         bundle.at_horizon(8)
 
