@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from forecast.config import ReconcileConfig, ReconcileSettings, ReconcileSource
+from forecast.environment import gatecast_version
 from forecast.errors import ConfigError, DataError, OutputError, listing
 from pipelines.jobs import console
 from pipelines.jobs.job import manifest_of, note, recorded
@@ -172,11 +173,10 @@ def _key(
 ) -> str:
     """Return a digest of all inputs of the output."""
     import hashlib
-    from importlib.metadata import version
 
     paths = {"path", "table", "actuals", "cutoff"}
     digest = hashlib.sha256(settings.model_dump_json(exclude=paths).encode())
-    parts: list[Any] = [content["files"], nodes, version("gatecast")]
+    parts: list[Any] = [content["files"], nodes, gatecast_version()]
     parts += [sorted(rows.select(sorted(rows.columns)).rows(), key=str)]
     parts += [None if errors is None else errors.write_json()]
     digest.update(json.dumps(parts).encode())

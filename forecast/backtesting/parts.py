@@ -11,7 +11,6 @@ import json
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Final
 
@@ -22,6 +21,7 @@ from forecast.backtesting.result import FORECASTS, SCORES
 from forecast.backtesting.scoring import ScoredBlock
 from forecast.data.files import write_parquet_atomic, write_text_atomic
 from forecast.data.sources.frames import UNREADABLE
+from forecast.environment import gatecast_version
 from forecast.errors import OutputError, listing
 from forecast.names import CUTOFF, MODEL, REASON, SERIES_ID
 from forecast.scoring.parts import digest_of
@@ -105,7 +105,7 @@ class BacktestInputs:
             "models": self._models,
             "settings": plan.settings.model_dump(mode="json", exclude=excluded),
             "cutoffs": plan.cutoffs,
-            "code": f"gatecast {version('gatecast')}",
+            "code": f"gatecast {gatecast_version()}",
         }
         staging = folder / _STAGING / f"{_START}-{digest_of(self._models)[:16]}"
         self.parts = BlockParts(staging, json.dumps(self._models, indent=1))

@@ -2,7 +2,6 @@
 
 import json
 from dataclasses import asdict, dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Final
 
@@ -14,6 +13,7 @@ from forecast.data.features.calendar import calendar_features
 from forecast.data.features.lags import feature_names
 from forecast.data.panel import Panel
 from forecast.data.windows import WindowIndex, windows_at
+from forecast.environment import gatecast_version
 from forecast.errors import ConfigError, DataError
 from forecast.metrics.scores import score_windows
 from forecast.metrics.seasonal_naive import future_values
@@ -205,7 +205,7 @@ def _sidecar(artifact: Artifact, bank_file: str, graph_inputs: frozenset[str]) -
     """Return the content of SIDECAR: all that a program needs to run the graph and use its outputs."""
     shape, data = artifact.network.shape, artifact.data
     return {
-        "gatecast": version("gatecast"),
+        "gatecast": gatecast_version(),
         "opset": OPSET,
         "context_length": shape.context_length,
         "horizon": shape.horizon,

@@ -2,7 +2,6 @@
 
 import hashlib
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Self
 
@@ -12,6 +11,7 @@ from forecast.artifact import Artifact
 from forecast.config import JobShare, TuningSettings
 from forecast.data.panel import IntArray, Panel
 from forecast.data.windows import usable_lengths
+from forecast.environment import gatecast_version
 from forecast.errors import ConfigError
 from forecast.finetuning.checkpoint import GroupStore
 from forecast.finetuning.eligibility import is_long_enough, requested_series, training_end_of, tuning_settings
@@ -67,7 +67,7 @@ class SeriesPlan:
             "series": hashlib.sha256(work.series.tobytes()).hexdigest()[:16],
             "group": work.size,
             "device": work.device,
-            "gatecast": version("gatecast"),
+            "gatecast": gatecast_version(),
         }
         return GroupStore(Path(work.settings.checkpoint), key, share)
 

@@ -4,7 +4,6 @@ import json
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ from forecast.data.ingest.categories import with_trained_categories
 from forecast.data.ingest.classes import with_trained_classes
 from forecast.data.panel import Panel
 from forecast.data.windows import WindowIndex
+from forecast.environment import gatecast_version
 from forecast.models.inputs.shape import NetworkShape
 from forecast.models.network.ensemble import Forecaster
 from forecast.models.network.panel_statistics import is_nonnegative
@@ -165,7 +165,7 @@ def facts_of(panel: Panel, **groups: Config) -> dict[str, str]:
     """
     series = np.unique(np.linspace(0, panel.n_series - 1, min(panel.n_series, _COMPARED)).astype(np.int64))
     facts = {
-        "the version of gatecast": version("gatecast"),
+        "the version of gatecast": gatecast_version(),
         "the panel": f"{panel.n_series} {len(panel.target)} {panel.take(series).digest()}",
     }
     for group, config in groups.items():

@@ -64,7 +64,7 @@ def test_reading_and_writing_is_tried_three_times(
 def test_a_worker_with_another_version_is_refused(
     engine: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(payload, "version", lambda _: "9.9.9")  # In the process of the job alone.
+    monkeypatch.setattr(payload, "gatecast_version", lambda: "9.9.9")  # In the process of the job alone.
     with pytest.raises(ConfigError, match=r"a worker has gatecast .*, the job 9\.9\.9; install the same version"):
         list(engine.run(Failure(tmp_path, "data"), range(4)))
 
