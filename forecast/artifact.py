@@ -23,8 +23,6 @@ from forecast.artifact_files import (
     FORMAT_VERSION,
     MANIFEST,
     WEIGHTS,
-    damages,
-    file_hash,
     files_of,
     load_bank,
     load_calibration,
@@ -37,6 +35,7 @@ from forecast.artifact_files import (
     write_json,
 )
 from forecast.config import DataConfig, ModelConfig, WindowConfig
+from forecast.data.files import damages, file_hash
 from forecast.data.time.grid import Grid
 from forecast.errors import ArtifactError, OutputError, listing
 from forecast.forecasting_model import ForecastingModel

@@ -1,6 +1,5 @@
 """Files of a model's folder: weights, changes per series and calibration as safetensors and JSON, and the manifest."""
 
-import hashlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -121,17 +120,6 @@ def files_of(folder: Path) -> dict[str, str]:
     return files
 
 
-def damages(folder: Path, files: dict[str, str]) -> list[str]:
-    """Return a description of each missing or changed file. Raises OSError."""
-    reasons = []
-    for name, expected in files.items():
-        if not (folder / name).is_file():
-            reasons.append(f"{name} is missing")
-        elif file_hash(folder / name) != expected:
-            reasons.append(f"{name} does not match its manifest, it was changed or damaged")
-    return reasons
-
-
 # ---- Any file ----
 
 
@@ -148,9 +136,3 @@ def read_json(path: Path) -> Any:
         raise ArtifactError(f"{path.parent}: not a gatecast model, {path.name} is missing") from None
     except (OSError, ValueError, RecursionError) as error:
         raise ArtifactError(f"{path}: not readable as JSON ({error})") from None
-
-
-def file_hash(path: Path) -> str:
-    """Return the SHA-256 of a file."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -105,6 +105,10 @@ class ForecastingModel:
         """Return the settings to read `source`: columns and frequency of the model, its own path and error policy."""
         return self.data.with_source(source)
 
+    def reading_with_tables(self, source: SourceConfig) -> DataConfig:
+        """Return the settings of `reading`, with `side_tables` for the tables that `source` does not name."""
+        return self.reading(with_side_tables(source, self.side_tables, self.data))
+
     def read(self, tables: Tables | pl.LazyFrame, cutoffs: Sequence[datetime | None] = ()) -> Loaded:
         """Return the panel in a table, read with the settings of the training table.
 
@@ -119,7 +123,7 @@ class ForecastingModel:
         Tables of covariates that `source` does not name default to `side_tables`. Without `in_memory`, a prepared panel
         in an object store is read by the ranges in use.
         """
-        data = self.reading(with_side_tables(source, self.side_tables, self.data))
+        data = self.reading_with_tables(source)
 
         def read(data: DataConfig) -> Loaded:
             return read_panel(data, self.reach, self.categories, in_memory=in_memory)

@@ -41,8 +41,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         if not is_score_only():
             raise
         print(
-            f"error: this is gatecast-score, which only scores bundles (forecast score bundle=PATH): {error}; "
-            "everything else needs: pip uninstall gatecast-score && pip install gatecast",
+            "error: this is gatecast-score, which only scores bundles (forecast score bundle=PATH), and this needs "
+            f"{error.name}, too: pip install {error.name}; or install the whole product instead: pip uninstall "
+            "gatecast-score && pip install gatecast",
             file=sys.stderr,
         )
         return ConfigError.exit_code

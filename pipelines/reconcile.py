@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from forecast.config import ReconcileConfig, ReconcileSettings, ReconcileSource
+from forecast.data.files import file_hash
 from forecast.environment import gatecast_version
 from forecast.errors import ConfigError, DataError, OutputError, listing
 from pipelines.jobs import console
@@ -187,16 +188,9 @@ def _is_complete(manifest: Path, key: str, folder: Path) -> bool:
     """Return whether the output is complete and intact."""
     try:
         content = json.loads(manifest.read_text(encoding="utf-8"))
-        return content["key"] == key and all(_sha256(folder / name) == sha for name, sha in content["files"].items())
+        return content["key"] == key and all(file_hash(folder / name) == sha for name, sha in content["files"].items())
     except (OSError, ValueError, KeyError):
         return False
-
-
-def _sha256(file: Path) -> str:
-    import hashlib
-
-    with file.open("rb") as opened:
-        return hashlib.file_digest(opened, "sha256").hexdigest()
 
 
 def _write(folder: Path, source: "ForecastKey", key: str, reconciled: "Reconciled", facts: dict[str, Any]) -> None:
@@ -212,7 +206,7 @@ def _write(folder: Path, source: "ForecastKey", key: str, reconciled: "Reconcile
         **reconciled.counts,
         "rows": reconciled.frame.height,
         "incoherence": reconciled.incoherence,
-        "files": {str(part.relative_to(folder)): _sha256(part)},
+        "files": {str(part.relative_to(folder)): file_hash(part)},
     }
     manifest = folder / MANIFESTS / source.manifest
     write_text_atomic(json.dumps(content, indent=1) + "\n", manifest)

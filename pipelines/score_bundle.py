@@ -22,7 +22,6 @@ def main(argv: list[str]) -> None:
         from forecast.data.files import check_location, check_writable, locked
         from forecast.data.ingest.cold import with_cold_series
         from forecast.data.sources.open import fingerprint
-        from forecast.data.sources.side_tables import with_side_tables
         from forecast.scoring.job import ScoreJob
         from forecast.scoring.overrides import read_overrides
         from pipelines.jobs.score_summary import summary_line
@@ -36,8 +35,7 @@ def main(argv: list[str]) -> None:
     with console.stage("read") as stage:
         loaded = bundle.open(config.data, requested_cutoffs(config.score), in_memory=False)
         if config.score.cold_start:
-            side_tables = with_side_tables(config.data, bundle.side_tables, bundle.data)
-            loaded = with_cold_series(loaded, bundle.reading(side_tables))
+            loaded = with_cold_series(loaded, bundle.reading_with_tables(config.data))
         stage.note(rows=loaded.counts.rows_in, series=loaded.counts.series_kept)
     overrides = None
     if config.score.overrides is not None:

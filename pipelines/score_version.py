@@ -159,7 +159,6 @@ def _open(registry: "Registry", config: ScoreConfig) -> "tuple[Version, Artifact
     """Return the version, its model and the panel. Opened once: the alias may move, and the version go, meanwhile."""
     from forecast.data.files import check_writable
     from forecast.data.ingest.cold import with_cold_series
-    from forecast.data.sources.side_tables import with_side_tables
     from pipelines.jobs.builtin import open_builtin
     from pipelines.jobs.reading import open_with_data
 
@@ -172,9 +171,7 @@ def _open(registry: "Registry", config: ScoreConfig) -> "tuple[Version, Artifact
         registry, config.registry.alias, source, cutoffs, in_memory=False, horizon=horizon
     )
     if config.score.cold_start:
-        loaded = with_cold_series(
-            loaded, artifact.reading(with_side_tables(source, artifact.side_tables, artifact.data))
-        )
+        loaded = with_cold_series(loaded, artifact.reading_with_tables(source))
     return version, artifact, loaded
 
 

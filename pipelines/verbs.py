@@ -43,7 +43,7 @@ VERBS: Final = {
     "explain": Verb("pipelines.explain:main", "show the effect of each input on a forecast"),
     "promote": Verb("pipelines.promote:main", "make the challenger the champion if its backtest allows it"),
     "refresh": Verb("pipelines.refresh:main", "fine-tune, backtest and promote in one job"),
-    "score": Verb("pipelines.score:main", "write the forecasts of a registered model"),
+    "score": Verb("pipelines.score:main", "write the forecasts of a registered model, or of a bundle"),
     "commit": Verb("pipelines.commit:main", "join the shards of a job: check that all are there, and publish"),
     "scores": Verb("pipelines.scores:main", "list or show forecasts that were written, with their versions"),
     "compare": Verb("pipelines.compare:main", "show what changed between two forecasts, and why"),

@@ -4,12 +4,11 @@
     forecast.onnx, naive.onnx          the model, and the form of its fallback (`forecast.bundle.graph`)
     adapter_row.json, ...npy           changes of each series, and their names
     calibration_row.json, ...npy       shifts of quantiles, and their names
-    final-...                          the same of the final fit, where it differs
+    final-...                          the same of the final fit, if there is one
 
 Nothing here imports torch.
 """
 
-import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -20,6 +19,7 @@ from typing import Any, Final
 import numpy as np
 
 from forecast.config import DataConfig, WindowConfig
+from forecast.data.files import damages
 from forecast.data.time.grid import Grid
 from forecast.errors import ArtifactError, ConfigError, listing
 from forecast.forecasting_model import ForecastingModel
@@ -102,13 +102,7 @@ def load(folder: Path) -> Bundle:
     Raises ArtifactError if a file is missing or changed, or the format is that of another version.
     """
     manifest = _manifest(folder)
-    reasons = []
-    for name, expected in manifest["files"].items():
-        if not (folder / name).is_file():
-            reasons.append(f"{name} is missing")
-        elif _hash(folder / name) != expected:
-            reasons.append(f"{name} does not match the manifest, it was changed or damaged")
-    if reasons:
+    if reasons := damages(folder, manifest["files"]):
         raise ArtifactError(f"{folder}: {listing(reasons)}; export the bundle again")
     try:
         return _parse(folder, manifest)
@@ -160,8 +154,3 @@ def _parse(folder: Path, manifest: Mapping[str, Any]) -> Bundle:
         return bundle
     final = config["final"]
     return replace(bundle, final=replace(bundle, files=final["weights"], trained_until=final["trained_until"]))
-
-
-def _hash(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,14 +1,14 @@
 """Writes bundles."""
 
 import json
-from dataclasses import asdict, replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from forecast.artifact import Artifact
-from forecast.artifact_files import file_hash, write_json
+from forecast.artifact_files import write_json
 from forecast.bundle.bundle import (
     ADAPTER,
     CALIBRATION,
@@ -20,9 +20,11 @@ from forecast.bundle.bundle import (
     PARTS,
 )
 from forecast.bundle.graph import forecast_graph, naive_graph
+from forecast.data.files import file_hash
 from forecast.environment import gatecast_version
 from forecast.errors import ConfigError
-from forecast.models.adapters.bank import HEAD
+from forecast.models.inputs.shape import NetworkShape
+from forecast.models.runtime.onnx import check_bank
 
 _HEADS = ("quantile", "normal")
 """Heads whose quantiles ONNX has the functions for."""
@@ -35,7 +37,7 @@ def export_bundle(artifact: Artifact, names: dict[str, str], folder: Path) -> No
     """
     _check(artifact)
     config: dict[str, Any] = {
-        "shape": asdict(artifact.shape),
+        "shape": {field.name: getattr(artifact.shape, field.name) for field in fields(NetworkShape)},
         "data": artifact.data.without_source().model_dump(mode="json"),
         "window": artifact.window.model_dump(mode="json"),
         "quantile_levels": artifact.quantile_levels,
@@ -60,11 +62,7 @@ def export_bundle(artifact: Artifact, names: dict[str, str], folder: Path) -> No
 
 
 def _check(artifact: Artifact) -> None:
-    if artifact.bank is not None and artifact.bank.kind != HEAD:
-        raise ConfigError(
-            f"export.format=bundle: with finetune.kind={artifact.bank.kind} each series has a network of its own, "
-            "which is no one graph; export the pretrained version, or one fine-tuned with finetune.kind=head"
-        )
+    check_bank(artifact.bank)
     if artifact.classes is None and artifact.model.head not in _HEADS:
         raise ConfigError(
             f"export.format=bundle: the quantiles of model.head={artifact.model.head} need functions that ONNX lacks; "

@@ -14,10 +14,10 @@ from forecast.data.features.lags import feature_names
 from forecast.data.panel import Panel
 from forecast.data.windows import WindowIndex, windows_at
 from forecast.environment import gatecast_version
-from forecast.errors import ConfigError, DataError
+from forecast.errors import DataError
 from forecast.metrics.scores import score_windows
 from forecast.metrics.seasonal_naive import future_values
-from forecast.models.adapters.bank import HEAD, head_feature_count
+from forecast.models.adapters.bank import head_feature_count
 from forecast.models.inputs.batch import Batch, PanelTensors
 from forecast.models.network.ensemble import Forecaster, recurrent_members
 from forecast.models.network.losses import window_sizes
@@ -26,6 +26,7 @@ from forecast.models.runtime.onnx import (
     OUTPUTS,
     Forward,
     OnnxForecaster,
+    check_bank,
     example_windows,
     exported,
     inputs_of,
@@ -87,11 +88,7 @@ def export_onnx(
     """
     bank_file = "final-bank" if artifact.final and artifact.final.bank is not artifact.bank else "bank"
     artifact = artifact.latest
-    if artifact.bank is not None and artifact.bank.kind != HEAD:
-        raise ConfigError(
-            f"finetune.kind: with {artifact.bank.kind} each series has a network of its own, which is no one graph; "
-            "export the pretrained version, or one fine-tuned with finetune.kind=head"
-        )
+    check_bank(artifact.bank)
     graph, cost = exported(artifact.network), None
     sidecar = _sidecar(artifact, bank_file, inputs_of(graph))
     if int8:

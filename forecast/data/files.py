@@ -2,6 +2,7 @@
 
 import errno
 import fcntl
+import hashlib
 import os
 import socket
 import stat
@@ -211,3 +212,20 @@ def sync_folder(folder: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+def file_hash(path: Path) -> str:
+    """Return the SHA-256 of a file. Raises OSError."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def damages(folder: Path, files: Mapping[str, str]) -> list[str]:
+    """Return a description of each missing or changed file of a manifest, [name: hash]. Raises OSError."""
+    reasons = []
+    for name, expected in files.items():
+        if not (folder / name).is_file():
+            reasons.append(f"{name} is missing")
+        elif file_hash(folder / name) != expected:
+            reasons.append(f"{name} does not match its manifest, it was changed or damaged")
+    return reasons

@@ -11,7 +11,7 @@ from typing import Any, Final
 
 import polars as pl
 
-from forecast.data.files import write_bytes_atomic
+from forecast.data.files import file_hash, write_bytes_atomic
 from forecast.data.sources.file_systems import S3
 from forecast.data.sources.storage import explain, storage_options
 from forecast.errors import ConfigError, OutputError
@@ -194,8 +194,7 @@ def parallel(function: Callable[[str], Any], names: Iterable[str], threads: int 
 def _hash(content: Content) -> str:
     if isinstance(content, bytes):
         return hashlib.sha256(content).hexdigest()
-    with content.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    return file_hash(content)
 
 
 def _version(metadata: Mapping[str, Any]) -> dict[str, str]:

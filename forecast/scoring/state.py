@@ -18,7 +18,7 @@ import numpy as np
 from safetensors import SafetensorError
 
 from forecast.artifact import Artifact
-from forecast.data.files import write_bytes_atomic, write_text_atomic
+from forecast.data.files import file_hash, write_bytes_atomic, write_text_atomic
 from forecast.data.panel import Panel
 from forecast.data.windows import WindowIndex, windows_at
 from forecast.models.inputs.batch import PanelTensors
@@ -175,7 +175,7 @@ class StateUpdate:
         if not self.touches:
             return
         parts = {
-            name: {"first": first, "last": last, "sha256": self._hashes.get(name) or self._hash(name)}
+            name: {"first": first, "last": last, "sha256": self._hashes.get(name) or file_hash(self._folder / name)}
             for name, (first, last) in self._spans.items()
         }
         moment = self._panel.grid.timestamps(np.array([self._cutoff]))[0]
@@ -191,10 +191,6 @@ class StateUpdate:
         for path in self._folder.iterdir():
             if path.name != _INDEX and path.name not in parts and not path.is_dir():
                 path.unlink()
-
-    def _hash(self, name: str) -> str:
-        with (self._folder / name).open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _is_index(index: dict[str, Any]) -> bool:

@@ -176,8 +176,8 @@ def _plain(verb: str, overrides: Sequence[str], kind: type[Config]) -> dict[str,
 
 
 _NUMBER = re.compile(r"true|false|null|-?(0|[1-9]\d{0,14})(\.\d{1,15})?")
-_WORD = r"(?!inf|nan|true|false|null)[A-Za-z][\w-]*|\d+[A-Za-z]+|\d{4}-\d\d-\d\d[\w.:/-]*"
-_SIMPLE = re.compile(f"{_NUMBER.pattern}|{_WORD}", re.IGNORECASE)
+_WORD = r"(?!(?i:inf|nan|true|false|null))[A-Za-z][\w-]*|\d+[A-Za-z]+|\d{4}-\d\d-\d\d[\w.:/-]*"
+_SIMPLE = re.compile(f"{_NUMBER.pattern}|{_WORD}")
 """Values that mean the same in JSON and in Hydra, words, durations, and dates or ranges of them."""
 
 
@@ -239,10 +239,12 @@ def _primary(verb: str) -> Path:
 
 def _presets(verb: str, config_dir: Path | None) -> dict[str, list[str]]:
     """Return the preset groups of a verb, with the names in each."""
+    primary = _primary(verb)
+    if not primary.exists():
+        return {}
     from omegaconf import OmegaConf
 
-    primary = _primary(verb)
-    entries = OmegaConf.select(OmegaConf.load(primary), "defaults", default=[]) if primary.exists() else []
+    entries = OmegaConf.select(OmegaConf.load(primary), "defaults", default=[])
     groups = [str(group) for entry in entries if not isinstance(entry, str) for group in entry]
     folders = [CONF, *([config_dir] if config_dir else [])]
     return {
@@ -305,13 +307,19 @@ def _skeleton(kind: type[Config]) -> dict[str, Any]:
     return result
 
 
+def _value_at(tree: Mapping[str, Any], path: str, default: Any) -> Any:
+    """Return the value of a key by its dotted path, the default if the tree has none."""
+    *groups, name = path.split(".")
+    for group in groups:
+        tree = tree.get(group) or {}
+    return tree.get(name, default)
+
+
 def _usage(verb: str) -> str:
     return f"forecast {verb} [KEY=VALUE ...] [--cfg job] [--config-dir DIR] [--config FILE] [--help]"
 
 
 def _help(kind: type[Config], verb: str, config_dir: Path | None) -> str:
-    from omegaconf import OmegaConf
-
     lines = [
         f"usage: {_usage(verb)}",
         "",
@@ -324,12 +332,12 @@ def _help(kind: type[Config], verb: str, config_dir: Path | None) -> str:
         lines += ["", "Presets:"]
         lines += [f"  {group}={'|'.join(names)}" for group, names in presets.items()]
     lines += ["", "Settings and their defaults:"]
-    composed = OmegaConf.create(compose(verb, [], config_dir, kind=kind))
+    composed = compose(verb, [], config_dir, kind=kind)
     texts = descriptions(kind)
     for path, field in fields(kind):
         if group_of(field):
             continue
-        default = OmegaConf.select(composed, path, default=None if field.is_required() else field.default)
+        default = _value_at(composed, path, None if field.is_required() else field.default)
         default_text = "(required)" if default is None and field.is_required() else json.dumps(default)
         options = get_args(field.annotation) if get_origin(field.annotation) is Literal else ()
         about = [texts[path].replace("\n", " "), f"({'|'.join(options)})" if options else ""]

@@ -51,3 +51,11 @@ def test_every_import_is_of_a_declared_distribution(folder: str) -> None:
 def test_every_dependency_of_the_package_is_imported() -> None:
     modules = imported("forecast") | imported("pipelines")
     assert declared(extras=False) <= {_normal(name) for module in modules for name in distributions().get(module, [])}
+
+
+def test_the_distribution_that_scores_bundles_is_of_the_same_version_with_fewer_dependencies() -> None:
+    files = ROOT / "pyproject.toml", ROOT / "distributions/gatecast-score/pyproject.toml"
+    whole, score = (tomllib.loads(file.read_text(encoding="utf-8"))["project"] for file in files)
+    for key in ("version", "requires-python", "license", "scripts"):
+        assert score[key] == whole[key], key
+    assert set(score["dependencies"]) <= {*whole["dependencies"], *whole["optional-dependencies"]["onnx"]}

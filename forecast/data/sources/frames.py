@@ -39,12 +39,12 @@ def to_lazy(frame: Any, columns: Collection[str] | None = None) -> pl.LazyFrame:
     A column that can't be read is left out unless `columns` has its name; None stands for all columns. Raises DataError
     that names the column.
     """
-    import pyarrow as pa
-
     if isinstance(frame, pl.LazyFrame):
         return frame
     if isinstance(frame, pl.DataFrame):
         return frame.lazy()
+    import pyarrow as pa
+
     pandas = sys.modules.get("pandas")
     if pandas is not None and isinstance(frame, pandas.DataFrame):
         return _from_pandas(_with_index(frame), columns)

@@ -65,14 +65,14 @@ def _at_deviates(quantiles: Tensor, levels: Tensor, deviates: Tensor, unit: floa
     with untraced():
         level_deviates = torch.special.ndtri(levels.double()).to(quantiles.device)
         widths = level_deviates.diff()
-        left = torch.searchsorted(level_deviates, deviates).clamp(1, len(level_deviates) - 1) - 1
+        lower = torch.searchsorted(level_deviates, deviates).clamp(1, len(level_deviates) - 1) - 1
         inside = deviates.clamp(level_deviates[0], level_deviates[-1])
-        within, outside = inside - level_deviates[left], deviates - inside
+        within, outside = inside - level_deviates[lower], deviates - inside
     scaled = torch.asinh(quantiles / unit)
     slopes = (scaled[..., 1:] - scaled[..., :-1]) / widths
-    values = scaled[..., left] + slopes[..., left] * within
+    values = scaled[..., lower] + slopes[..., lower] * within
     # 0 for deviates between the outer quantiles.
-    beyond = slopes[..., left].clamp(max=_MAX_SLOPE) * outside
+    beyond = slopes[..., lower].clamp(max=_MAX_SLOPE) * outside
     return to_data(values + beyond, unit)
 
 

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch.onnx import TensorProtoDataType, symbolic_helper
 
 from forecast.errors import ConfigError
+from forecast.models.adapters.bank import HEAD, AdapterBank
 from forecast.models.inputs.batch import Batch
 from forecast.models.inputs.frame import Frame
 from forecast.models.network.ensemble import Forecaster, members_of, recurrent_members
@@ -145,6 +146,15 @@ def check_exportable(network: Forecaster) -> None:
         import onnx  # noqa: F401  the exporter needs it
     except ImportError:
         raise ConfigError(_MISSING) from None
+
+
+def check_bank(bank: AdapterBank | None) -> None:
+    """Raise ConfigError for changes per series that are networks of their own."""
+    if bank is not None and bank.kind != HEAD:
+        raise ConfigError(
+            f"export.format: with finetune.kind={bank.kind} each series has a network of its own, which is no one "
+            "graph; export the pretrained version, or one fine-tuned with finetune.kind=head"
+        )
 
 
 def inputs_of(graph: bytes) -> frozenset[str]:

@@ -1,6 +1,5 @@
 """Forecasts as Parquet files."""
 
-import hashlib
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -8,7 +7,7 @@ from typing import Any, Final
 
 import polars as pl
 
-from forecast.data.files import check_writable, sync_folder, write_parquet_atomic
+from forecast.data.files import check_writable, file_hash, sync_folder, write_parquet_atomic
 from forecast.data.sources.frames import UNREADABLE
 from forecast.errors import OutputError, listing
 from forecast.names import CUTOFF
@@ -52,11 +51,7 @@ class ParquetSink:
         return self._hashes(self._files(key))
 
     def _hashes(self, files: Iterable[Path]) -> dict[str, Any]:
-        hashes = {}
-        for file in files:
-            with file.open("rb") as opened:
-                hashes[str(file.relative_to(self._folder))] = hashlib.file_digest(opened, "sha256").hexdigest()
-        return {"files": hashes}
+        return {"files": {str(file.relative_to(self._folder)): file_hash(file) for file in files}}
 
     def replace(self, key: ForecastKey, files: Files, content: Mapping[str, Any]) -> dict[str, Any]:
         """Move the files into the folder of the key."""

@@ -125,6 +125,12 @@ def test_a_share_of_the_pretrained_network(
     assert_same(replace(trained.artifact, network=network), weekly_loaded, tmp_path / "b")
 
 
+def test_the_pretrained_network_alone(weekly_table: pl.DataFrame, tmp_path: Path) -> None:
+    artifact = fc.pretrained("gatecast-nano", weekly_table, horizon=7)
+    bundle = assert_same(artifact, artifact.read(weekly_table.lazy()), tmp_path / "b")
+    assert bundle.shape.context_length == artifact.shape.context_length
+
+
 def test_clocks_levels_outliers_and_series_of_every_length(
     table: Callable[..., pl.DataFrame],
     loaded: Callable[..., Loaded],
@@ -200,7 +206,7 @@ def test_damage_and_other_formats_are_errors(trained: FitResult, tmp_path: Path)
     bundle_of(trained.artifact, folder)
     manifest, graph = json.loads((folder / MANIFEST).read_text()), (folder / "forecast.onnx").read_bytes()
     (folder / "forecast.onnx").write_bytes(graph[:-1])
-    with pytest.raises(ArtifactError, match=r"forecast\.onnx does not match the manifest"):
+    with pytest.raises(ArtifactError, match=r"forecast\.onnx does not match its manifest"):
         load(folder)
     (folder / "forecast.onnx").unlink()
     with pytest.raises(ArtifactError, match=r"forecast\.onnx is missing; export the bundle again"):

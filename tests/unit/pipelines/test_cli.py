@@ -238,6 +238,11 @@ def test_settings_of_bundles_need_no_hydra(override: str, monkeypatch: pytest.Mo
     assert plain == command_line.compose("score bundle", overrides, kind=BundleScoreConfig)
 
 
+@pytest.mark.parametrize("override", ["output.latest=TRUE", "output.min=1e3", "score.horizon=Null", "output.min=.5"])
+def test_other_spellings_of_a_value_are_left_to_hydra(override: str) -> None:
+    assert command_line._plain("score bundle", ["bundle=b", override], BundleScoreConfig) is None
+
+
 def test_without_hydra_other_values_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(command_line, "is_score_only", lambda: True)
     with pytest.raises(errors.ConfigError, match=r"^score\.cutoffs=\[a,b\]: gatecast-score takes KEY=VALUE"):
